@@ -1,0 +1,71 @@
+"""The objective: group, advantages, ratios, regularisers and reduction (docs/architecture.md has the formulas)."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from megatron_cgrpo.config.section import Section
+
+Reduction = Literal["constant", "token_mean", "sequence_mean"]
+RefinementRatio = Literal["shaped", "importance", "on_policy"]
+KLEstimator = Literal["k1", "k2", "k3"]
+CorrectionMode = Literal["none", "token_truncate", "token_mask", "sequence_mask"]
+
+
+class AdvantageConfig(Section):
+    """``normalize: std`` divides the centred rewards by the group's standard deviation (GRPO as first published)."""
+
+    normalize: Literal["none", "std"] = "none"
+
+
+class ClipConfig(Section):
+    """PPO clip range ``[1 - low, 1 + high]``; null switches that side off."""
+
+    low: float | None = Field(0.2, gt=0, lt=1)
+    high: float | None = Field(0.2, gt=0)
+
+
+class RefinementConfig(Section):
+    """How refined tokens are weighted.
+
+    ``shaped``: p / (p + gamma); ``importance``: the true ratio to the policy that saw the critique; ``on_policy``:
+    the ratio conditioned on the question alone on both sides. ``clip`` applies ``algorithm.clip`` to it.
+    """
+
+    ratio: RefinementRatio = "shaped"
+    gamma: float = Field(0.1, gt=0)
+    clip: bool = True
+
+
+class KLConfig(Section):
+    """Penalty against the frozen initial policy; ``coef: 0`` loads no reference model."""
+
+    coef: float = Field(0.0, ge=0)
+    estimator: KLEstimator = "k3"
+
+
+class EntropyConfig(Section):
+    coef: float = Field(0.0, ge=0)
+
+
+class CorrectionConfig(Section):
+    """Importance correction of initial tokens for the engine's own numerics; never applied to refinements."""
+
+    mode: CorrectionMode = "token_truncate"
+    cap: float = Field(2.0, gt=1)
+
+
+class AlgorithmConfig(Section):
+    """``preset`` names a file of ``config/presets``; keys given beside it in the same file override it."""
+
+    preset: str = "critique_grpo"
+    group_size: int = Field(7, ge=2, description="initial responses a prompt (n)")
+    refinements: int = Field(1, ge=0, description="refined responses a triggered group trains on (k)")
+    selection: Literal["correct_first", "random", "none"] = "correct_first"
+    advantage: AdvantageConfig = AdvantageConfig()
+    clip: ClipConfig = ClipConfig()
+    refinement: RefinementConfig = RefinementConfig()
+    kl: KLConfig = KLConfig()
+    entropy: EntropyConfig = EntropyConfig()
+    reduction: Reduction = "constant"
+    correction: CorrectionConfig = CorrectionConfig()

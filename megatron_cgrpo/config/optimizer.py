@@ -1,0 +1,22 @@
+"""AdamW and its learning-rate schedule."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from megatron_cgrpo.config.section import Section
+
+
+class OptimizerConfig(Section):
+    """``decay_steps`` null means the whole run. ``distributed`` shards the states over data-parallel ranks."""
+
+    lr: float = Field(1e-6, gt=0)
+    min_lr: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    decay_steps: int | None = Field(None, ge=1)
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    grad_clip: float = Field(1.0, ge=0, description="global norm; 0 switches clipping off")
+    distributed: bool = True

@@ -1,0 +1,65 @@
+"""What is learned: the embedded misconceptions task, or problems from files."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from megatron_cgrpo.config.section import Section
+
+
+class MisconceptionsConfig(Section):
+    """Chains of one-digit operations modulo ``modulus``; a share of the facts is believed wrongly by the base model.
+
+    ``strength`` is the probability that the base model is taught to give a misconceived fact its right value.
+    """
+
+    kind: Literal["misconceptions"] = "misconceptions"
+    modulus: int = Field(10, ge=3, le=10)
+    min_operations: int = Field(2, ge=1)
+    max_operations: int = Field(5, ge=1)
+    misconceived_share: float = Field(0.2, gt=0, lt=1)
+    strength: float = Field(1e-3, ge=0, lt=0.5)
+    train_problems: int = Field(4000, ge=1)
+    test_problems: int = Field(256, ge=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _lengths(self) -> "MisconceptionsConfig":
+        if self.min_operations > self.max_operations:
+            raise ValueError(
+                f"min_operations={self.min_operations} exceeds max_operations={self.max_operations}: lower the first"
+            )
+        return self
+
+
+class FileTaskConfig(Section):
+    """JSONL or parquet files with columns ``question`` and ``answer`` (``id`` optional); answers are boxed."""
+
+    kind: Literal["file"]
+    train: Path
+    test: Path
+    prompt_template: str = "{question}\n"
+
+
+TaskConfig = Annotated[MisconceptionsConfig | FileTaskConfig, Field(discriminator="kind")]
+
+
+class WarmStartConfig(Section):
+    """Supervised training of the sandbox's base model; the result is cached by the hash of what determines it."""
+
+    hidden_size: int = Field(128, ge=8)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    kv_heads: int = Field(2, ge=1)
+    ffn_size: int = Field(384, ge=8)
+    steps: int = Field(1200, ge=1)
+    rows_per_step: int = Field(64, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(50, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    micro_batch_tokens: int = Field(4096, ge=1)
+    tp: int = Field(1, ge=1)
+    dp: int = Field(2, ge=1)
+    seed: int = 0
+    cache_dir: Path | None = Field(None, description="null: MCGRPO_CACHE, else ~/.cache/megatron_cgrpo")

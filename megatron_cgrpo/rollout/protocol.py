@@ -1,0 +1,34 @@
+"""What the rollout pipeline asks of an inference engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from megatron_cgrpo.types import Completion
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """``n`` continuations of one prompt. Continuation ``k`` is sampled with seed ``seed + k``.
+
+    ``temperature`` 0 is greedy. ``max_tokens`` counts generated tokens.
+    """
+
+    prompt_ids: list[int]
+    n: int
+    seed: int
+    max_tokens: int
+    temperature: float = 1.0
+
+
+class Engine(Protocol):
+    """One inference engine. Every method may raise ``EngineDied``; the pool then routes around it."""
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]: ...
+
+    async def shutdown(self) -> None: ...
+
+
+class EngineDied(RuntimeError):
+    """The engine is gone; what it was generating has to be asked for again."""

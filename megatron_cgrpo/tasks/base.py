@@ -1,0 +1,40 @@
+"""What a task gives the system: problems, a verifier, feedback texts, and optionally its own critic and base model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol
+
+from megatron_cgrpo.types import FinishReason, Prompt, Verdict
+
+Split = Literal["train", "test"]
+
+
+class Task(Protocol):
+    """Everything the rollout pipeline asks of a task. Implementations are pure and deterministic."""
+
+    def prompts(self, split: Split) -> Sequence[Prompt]: ...
+
+    def verify(self, prompt: Prompt, response: str, finish_reason: FinishReason) -> Verdict: ...
+
+    def indicative(self, prompt: Prompt, correct: bool) -> str:
+        """`The solution is correct / incorrect`, in the task's own language."""
+        ...
+
+    def indicative_with_answer(self, prompt: Prompt, correct: bool) -> str: ...
+
+    def program_critique(self, prompt: Prompt, response: str) -> str | None:
+        """The task's own step-by-step critique, or None where it has no checker for this response."""
+        ...
+
+    def refinement_prompt(self, prompt: Prompt, response_ids: list[int], critique_ids: list[int]) -> list[int]:
+        """Tokens that ask for a refinement. ``response_ids`` are embedded as sampled (less a final EOS)."""
+        ...
+
+
+class WarmStartTask(Task, Protocol):
+    """A task that can teach a randomly initialised model the language it needs before reinforcement learning."""
+
+    def corpus(self, seed: int) -> Iterator[tuple[list[int], list[int]]]:
+        """Endless (prompt ids, target ids) rows; only the target trains. The target ends with EOS."""
+        ...

@@ -1,0 +1,157 @@
+"""The records that travel between the layers: prompts, samples, groups, training rows.
+
+They hold plain Python values only, so that every layer (and a JSON dump) can read them without torch.
+Token ids are the ids that were sampled or prompted: nothing downstream decodes and re-encodes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Origin(StrEnum):
+    """Where a training response came from; it selects the ratio in the objective."""
+
+    ROLLOUT = "rollout"
+    REFINEMENT = "refinement"
+
+
+class FinishReason(StrEnum):
+    """Why generation ended. A ``LENGTH`` response has no end-of-sequence token and gets none."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question.
+
+    ``token_ids`` is what the policy is conditioned on, in generation and in training alike.
+    ``id`` is unique in its dataset and stable over runs. ``metadata`` belongs to the task.
+    """
+
+    id: str
+    question: str
+    token_ids: list[int]
+    answer: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an engine returns for one requested continuation.
+
+    ``logprobs[t]`` is the engine's log-probability (nats) of ``token_ids[t]`` under the prompt it was given, and
+    ``weight_version`` the trainer's version of the weights that sampled it.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason
+    weight_version: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A verifier's judgement. ``cause`` says why a response is wrong (``wrong``, ``no_answer``, ``truncated``, ...)."""
+
+    reward: float
+    cause: str
+
+    @property
+    def correct(self) -> bool:
+        return self.reward > 0
+
+
+@dataclass(frozen=True)
+class Critique:
+    """Language feedback on one response.
+
+    ``concludes_correct`` is the critic's own verdict, None where it gives none that can be parsed.
+    ``generated_tokens`` is what it cost to write (0 for templates and programs).
+    ``failures`` lists the causes of the attempts that failed before this one.
+    """
+
+    kind: str
+    text: str
+    token_ids: list[int]
+    concludes_correct: bool | None
+    generated_tokens: int = 0
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One verified response to a prompt.
+
+    For a refinement, ``completion.logprobs`` are conditioned on the critique, so they are not the policy's
+    log-probabilities given the question alone; ``parent`` is the index of the initial response it refines.
+    """
+
+    origin: Origin
+    completion: Completion
+    text: str
+    verdict: Verdict
+    seed: int
+    parent: int | None = None
+    critique: Critique | None = None
+
+    @property
+    def reward(self) -> float:
+        return self.verdict.reward
+
+
+@dataclass(frozen=True)
+class Group:
+    """Everything that one prompt produced in one step.
+
+    ``samples`` train: the initial responses, then the selected refinements. ``refinements`` are all that were
+    generated, selected or not. ``dropped_critiques`` counts, by cause, critiques that never became usable.
+    """
+
+    prompt: Prompt
+    initial: list[Sample]
+    refinements: list[Sample] = field(default_factory=list)
+    selected: list[int] = field(default_factory=list)
+    dropped_critiques: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> list[Sample]:
+        return self.initial + [self.refinements[i] for i in self.selected]
+
+    @property
+    def failed(self) -> bool:
+        """No initial response is correct."""
+        return not any(s.verdict.correct for s in self.initial)
+
+    @property
+    def triggered(self) -> bool:
+        """The group was critiqued."""
+        return bool(self.refinements) or bool(self.dropped_critiques)
+
+
+@dataclass(frozen=True)
+class TrainRow:
+    """One sequence of a mini-batch: the prompt, then the response that trains.
+
+    ``token_ids`` = prompt + response. ``weight`` multiplies every response token's loss and already contains the
+    reduction (ALGORITHM: the denominator is fixed over the whole mini-batch before it is split), so that summing
+    over any layout of micro-batches and ranks gives the same gradient.
+    ``behaviour_logprobs`` and the optional ``old_logprobs``/``reference_logprobs`` have one entry per response token.
+    """
+
+    token_ids: list[int]
+    prompt_length: int
+    advantage: float
+    weight: float
+    origin: Origin = Origin.ROLLOUT
+    behaviour_logprobs: list[float] = field(default_factory=list)
+    old_logprobs: list[float] | None = None
+    reference_logprobs: list[float] | None = None
+
+    @property
+    def response_length(self) -> int:
+        return len(self.token_ids) - self.prompt_length
