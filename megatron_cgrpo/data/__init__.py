@@ -1,0 +1,1 @@
+"""Prompts in order, rows into micro-batches, tokens in and out."""

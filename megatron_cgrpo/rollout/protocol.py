@@ -12,7 +12,7 @@ from megatron_cgrpo.types import Completion
 class GenerateRequest:
     """``n`` continuations of one prompt. Continuation ``k`` is sampled with seed ``seed + k``.
 
-    ``temperature`` 0 is greedy. ``max_tokens`` counts generated tokens.
+    ``temperature`` 0 is greedy (with ``n`` 1: more would be copies). ``max_tokens`` counts generated tokens.
     """
 
     prompt_ids: list[int]
@@ -27,8 +27,22 @@ class Engine(Protocol):
 
     async def generate(self, request: GenerateRequest) -> list[Completion]: ...
 
-    async def shutdown(self) -> None: ...
+    async def restart(self) -> None:
+        """Ends whatever is left of the engine and starts it anew, without weights. Returns before it is ready."""
+        ...
+
+    async def ready(self) -> None:
+        """Returns once the engine has started. Raises what kept it from starting."""
+        ...
+
+    async def shutdown(self) -> None:
+        """Ends the engine and its processes. May be called twice, and on a dead engine."""
+        ...
 
 
 class EngineDied(RuntimeError):
     """The engine is gone; what it was generating has to be asked for again."""
+
+
+class EngineNotReady(RuntimeError):
+    """The engine has no trained weights: none were pushed since it started, or the last push did not complete."""

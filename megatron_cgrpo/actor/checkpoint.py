@@ -1,0 +1,84 @@
+"""Model, optimiser, schedule and random state through Megatron's ``dist_checkpointing``, for any layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from torch.nn import Module
+
+from megatron_cgrpo.actor.parallel import ParallelState
+
+# Optimiser state as tensors of the parameters' own shapes: any TP, PP and DP can load it.
+_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+
+
+def save_checkpoint(
+    directory: Path,
+    chunks: list[Module],
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+    state: ParallelState,
+) -> None:
+    """Collective. ``directory`` must exist and be empty; the caller makes it visible under its final name."""
+    sharded = _sharded_state(chunks, optimizer, is_loading=False)
+    sharded["scheduler"] = scheduler.state_dict()
+    sharded["random"] = _random_state(state)
+    dist_checkpointing.save(sharded, str(directory), validate_access_integrity=True, content_metadata=_METADATA)
+
+
+def load_checkpoint(
+    directory: Path,
+    chunks: list[Module],
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+    state: ParallelState,
+    same_layout: bool,
+) -> None:
+    """Collective. Random state belongs to a rank, so it is restored in the layout that saved it only."""
+    sharded = _sharded_state(chunks, optimizer, is_loading=True)
+    sharded["scheduler"] = scheduler.state_dict()
+    if same_layout:
+        sharded["random"] = _random_state(state)
+    loaded = dist_checkpointing.load(sharded, str(directory), strict=StrictHandling.RAISE_UNEXPECTED)
+    for index, chunk in enumerate(chunks):
+        chunk.load_state_dict(loaded[_chunk_key(index)], strict=True)
+    optimizer.load_state_dict(loaded["optimizer"])
+    scheduler.load_state_dict(loaded["scheduler"])
+    if same_layout:
+        torch.set_rng_state(loaded["random"]["torch"])
+        get_cuda_rng_tracker().set_states(loaded["random"]["megatron"])
+
+
+def load_model(directory: Path, chunks: list[Module]) -> None:
+    """Collective. The parameters alone, for evaluation."""
+    sharded = {_chunk_key(index): chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}
+    loaded = dist_checkpointing.load(sharded, str(directory), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
+    for index, chunk in enumerate(chunks):
+        chunk.load_state_dict(loaded[_chunk_key(index)], strict=True)
+
+
+def _sharded_state(chunks: list[Module], optimizer: MegatronOptimizer, is_loading: bool) -> dict[str, Any]:
+    sharded: dict[str, Any] = {
+        _chunk_key(index): chunk.sharded_state_dict(metadata=_METADATA) for index, chunk in enumerate(chunks)
+    }
+    model = sharded if len(chunks) > 1 else sharded[_chunk_key(0)]
+    sharded["optimizer"] = optimizer.sharded_state_dict(dict(model), is_loading=is_loading, metadata=_METADATA)
+    return sharded
+
+
+def _chunk_key(index: int) -> str:
+    return f"model{index}"
+
+
+def _random_state(state: ParallelState) -> ShardedObject:
+    own = {"torch": torch.get_rng_state(), "megatron": get_cuda_rng_tracker().get_states()}
+    position = (state.pp_rank, state.tp_rank, state.dp_rank)
+    return ShardedObject("random", own, (state.pp_size, state.tp_size, state.dp_size), position)

@@ -1,0 +1,47 @@
+"""The micro-batches of one replica, in the layout that the parallel configuration needs, on its device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megatron_cgrpo.config.parallel import ParallelConfig
+from megatron_cgrpo.data.microbatch import MicroBatch, pack, pad
+from megatron_cgrpo.types import TrainRow
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``multiple_of`` divides every length; ``equal`` gives all micro-batches one shape."""
+
+    packed: bool
+    multiple_of: int
+    equal: bool
+
+    @classmethod
+    def of(cls, parallel: ParallelConfig, packed: bool) -> Layout:
+        """Sequence parallelism splits the length over tp; Megatron's interleaved schedule needs equal shapes."""
+        return cls(packed, parallel.tp if parallel.sequence_parallel else 1, parallel.vpp is not None)
+
+
+def build_microbatches(shares: Sequence[Sequence[TrainRow]], layout: Layout, device: torch.device) -> list[MicroBatch]:
+    """One ``MicroBatch`` for each list of rows, in order."""
+    multiple = layout.multiple_of
+    if layout.packed:
+        length = max(sum(len(row.token_ids) for row in rows) for rows in shares) if layout.equal else 0
+        batches = [pack(rows, pad_to_multiple_of=multiple, pad_to=length) for rows in shares]
+    else:
+        length = max(len(row.token_ids) for rows in shares for row in rows) if layout.equal else 0
+        rows_each = max(len(rows) for rows in shares) if layout.equal else 0
+        batches = [pad(rows, pad_to_multiple_of=multiple, pad_to=length, batch_size=rows_each) for rows in shares]
+    return [_to(batch, device) for batch in batches]
+
+
+def _to(batch: MicroBatch, device: torch.device) -> MicroBatch:
+    if device.type == "cpu":
+        return batch
+    values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return MicroBatch(**{k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in values.items()})

@@ -1,0 +1,162 @@
+"""The policy as Megatron-core builds it: configuration, layer spec, and a GPT model that ends in log-probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.module import Float16Module, MegatronModule
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_cgrpo.actor.logprob import linear_logprob
+from megatron_cgrpo.actor.norm import RMSNorm
+from megatron_cgrpo.actor.packed_attention import SDPACoreAttention
+from megatron_cgrpo.actor.parallel import ParallelState
+from megatron_cgrpo.config.model import ModelConfig
+from megatron_cgrpo.config.model_shape import ModelShape
+from megatron_cgrpo.config.parallel import ParallelConfig
+from megatron_cgrpo.data.microbatch import MicroBatch
+from megatron_cgrpo.weights.mapping import padded_vocab
+
+
+class PolicyModel(GPTModel):
+    """A ``GPTModel`` that, given labels, returns (log-probability, entropy) of each label, both [b, s] float32.
+
+    Megatron-core has no hook for this: ``_postprocess`` is where its forward pass turns hidden states into logits.
+    """
+
+    logprob_chunk: int
+    real_vocab_size: int
+
+    def _postprocess(self, hidden_states: Tensor, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        labels = kwargs.get("labels")
+        if labels is None or not self.post_process:
+            return super()._postprocess(hidden_states, input_ids, *args, **kwargs)
+        weight = self.output_layer.weight
+        if self.share_embeddings_and_output_weights:
+            weight = self.shared_embedding_or_output_weight()
+        return linear_logprob(
+            hidden_states,
+            weight,
+            labels,
+            vocab_size=self.real_vocab_size,
+            group=self.pg_collection.tp,
+            sequence_parallel=self.config.sequence_parallel,
+            chunk=self.logprob_chunk,
+        )
+
+
+def uses_transformer_engine(config: ModelConfig) -> bool:
+    """``auto`` means Transformer Engine wherever CUDA is."""
+    if config.implementation == "auto":
+        return torch.cuda.is_available()
+    return config.implementation == "transformer_engine"
+
+
+def transformer_config(
+    shape: ModelShape, model: ModelConfig, parallel: ParallelConfig, cuda: bool
+) -> TransformerConfig:
+    """Megatron's configuration of this architecture and layout. Fusions and CUDA-only paths are on with CUDA only."""
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[model.dtype]
+    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.kv_heads,
+        kv_channels=shape.head_dim,
+        ffn_hidden_size=shape.ffn,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_eps,
+        qk_layernorm=shape.qk_norm,
+        add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=model.dtype == "bfloat16",
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vpp,
+        sequence_parallel=parallel.sequence_parallel,
+        # Micro-batches have the lengths that packing gave them, so stages announce shapes to each other.
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",  # Megatron checks this against variable lengths in dense models too
+        # The loss is a sum whose weights already hold the denominator: Megatron must not divide it by micro-batches.
+        calculate_per_token_loss=True,
+        use_cpu_initialization=not cuda,
+        # Over gloo, batched point-to-point with virtual stages gives wrong gradients without an error.
+        batch_p2p_comm=cuda,
+        gradient_accumulation_fusion=cuda and uses_transformer_engine(model),
+        masked_softmax_fusion=cuda,
+        bias_activation_fusion=cuda,
+        bias_dropout_fusion=cuda,
+        apply_rope_fusion=cuda and uses_transformer_engine(model),
+        **(recompute if model.recompute else {}),
+    )
+
+
+def _block_spec(shape: ModelShape, te: bool, layers: int) -> TransformerBlockSubmodules:
+    if te:
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=shape.qk_norm)
+        return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=TENorm)
+    spec = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization="RMSNorm")
+    layer, attention = spec.submodules, spec.submodules.self_attention.submodules
+    attention.core_attention = SDPACoreAttention
+    layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
+    if shape.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=RMSNorm)
+
+
+def build_chunks(
+    shape: ModelShape, model: ModelConfig, parallel: ParallelConfig, state: ParallelState
+) -> list[MegatronModule]:
+    """This rank's model chunks (one, or ``vpp``), uninitialised, on its device, in the training dtype."""
+    config = transformer_config(shape, model, parallel, cuda=state.device.type == "cuda")
+    te = uses_transformer_engine(model)
+    chunks: list[MegatronModule] = []
+    for stage in state.chunk_stages:
+        chunk = PolicyModel(
+            config,
+            _block_spec(shape, te, get_num_layers_to_build(config, vp_stage=stage)),
+            vocab_size=padded_vocab(shape.vocab, parallel.tp),
+            max_sequence_length=shape.max_positions,
+            pre_process=state.holds_first(stage),
+            post_process=state.holds_last(stage),
+            position_embedding_type="rope",
+            rotary_base=shape.rope_theta,
+            share_embeddings_and_output_weights=shape.tied_embeddings,
+            vp_stage=stage,
+        )
+        chunk.logprob_chunk, chunk.real_vocab_size = model.logprob_chunk, shape.vocab
+        chunk.to(state.device)
+        chunks.append(Float16Module(config, chunk) if config.bf16 else chunk)
+    return chunks
+
+
+def forward_microbatch(chunk: torch.nn.Module, batch: MicroBatch) -> Any:
+    """(log-probability, entropy), each [b, s], on the last stage; hidden states before it."""
+    packed = None
+    if batch.cu_seqlens is not None:
+        packed = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=batch.cu_seqlens,
+            cu_seqlens_kv=batch.cu_seqlens,
+            max_seqlen_q=batch.max_seqlen,
+            max_seqlen_kv=batch.max_seqlen,
+        )
+    return chunk(batch.tokens, batch.positions, None, labels=batch.targets, packed_seq_params=packed)

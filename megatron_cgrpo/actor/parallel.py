@@ -1,0 +1,100 @@
+"""The one owner of process groups: every other file asks this object for ranks, sizes and groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from megatron_cgrpo.config.parallel import ParallelConfig
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the ranks of one trainer meet."""
+
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
+class ParallelState:
+    """Ranks and sizes of this process along each axis, and the groups that tensors travel over."""
+
+    rank: int
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    dp_rank: int
+    dp_size: int
+    vpp_size: int
+    tp_group: dist.ProcessGroup
+    pp_group: dist.ProcessGroup
+    dp_group: dist.ProcessGroup
+    device: torch.device
+
+    @classmethod
+    def start(
+        cls, config: ParallelConfig, rank: int, endpoint: Endpoint, seed: int, timeout: timedelta = timedelta(minutes=30)
+    ) -> ParallelState:
+        """Joins the world (NCCL with CUDA, gloo without) and builds Megatron's groups; collective over all ranks."""
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(rank % torch.cuda.device_count())
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            init_method=f"tcp://{endpoint.address}:{endpoint.port}",
+            rank=rank,
+            world_size=config.world_size,
+            timeout=timeout,
+        )
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=config.tp,
+            pipeline_model_parallel_size=config.pp,
+            virtual_pipeline_model_parallel_size=config.vpp,
+        )
+        torch.manual_seed(seed)
+        model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+        return cls(
+            rank=rank,
+            tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+            tp_size=config.tp,
+            pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+            pp_size=config.pp,
+            dp_rank=parallel_state.get_data_parallel_rank(),
+            dp_size=config.dp,
+            vpp_size=config.vpp or 1,
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
+            pp_group=parallel_state.get_pipeline_model_parallel_group(),
+            dp_group=parallel_state.get_data_parallel_group(),
+            device=torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
+        )
+
+    @property
+    def chunk_stages(self) -> list[int | None]:
+        """The virtual stage of each model chunk on this rank, as Megatron's constructors want it."""
+        return [None] if self.vpp_size == 1 else list(range(self.vpp_size))
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pp_rank == self.pp_size - 1
+
+    @property
+    def reports(self) -> bool:
+        """One rank of each data-parallel replica speaks for it: it holds the losses."""
+        return self.is_last_stage and self.tp_rank == 0
+
+    def holds_first(self, stage: int | None) -> bool:
+        return parallel_state.is_pipeline_first_stage(ignore_virtual=stage is None, vp_stage=stage)
+
+    def holds_last(self, stage: int | None) -> bool:
+        return parallel_state.is_pipeline_last_stage(ignore_virtual=stage is None, vp_stage=stage)
+
+    def stop(self) -> None:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

@@ -1,0 +1,111 @@
+"""The trained policy on one rank: model, gradients, optimiser, schedule, and a frozen reference where KL asks for one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from megatron_cgrpo.actor import checkpoint
+from megatron_cgrpo.actor.forward import PostProcess, run_microbatches
+from megatron_cgrpo.actor.model import build_chunks
+from megatron_cgrpo.actor.model_weights import WeightExport, load_weights
+from megatron_cgrpo.actor.optimizer import build_optimizer, build_scheduler, wrap_for_training
+from megatron_cgrpo.actor.parallel import ParallelState
+from megatron_cgrpo.config.model import ModelConfig
+from megatron_cgrpo.config.model_shape import ModelShape
+from megatron_cgrpo.config.optimizer import OptimizerConfig
+from megatron_cgrpo.config.parallel import ParallelConfig
+from megatron_cgrpo.data.microbatch import MicroBatch
+from megatron_cgrpo.weights.mapping import ReadTensor
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What determines a policy, on every rank alike. ``total_updates`` is the length of the learning-rate schedule."""
+
+    shape: ModelShape
+    model: ModelConfig
+    parallel: ParallelConfig
+    optimizer: OptimizerConfig
+    total_updates: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """``reports``: the objective's, one a micro-batch, on reporting ranks; ``grad_norm`` before clipping."""
+
+    reports: list[Any]
+    grad_norm: float
+    lr: float
+
+
+class MegatronPolicy:
+    """Collective: every rank calls every method with its own data-parallel share."""
+
+    def __init__(self, spec: PolicySpec, state: ParallelState) -> None:
+        self._spec, self._state = spec, state
+        chunks = build_chunks(spec.shape, spec.model, spec.parallel, state)
+        self._chunks: list[Module] = list(wrap_for_training(chunks, spec.optimizer.distributed))
+        dtype = chunks[0].config.params_dtype
+        self._optimizer = build_optimizer(spec.optimizer, self._chunks, dtype)
+        self._scheduler = build_scheduler(spec.optimizer, self._optimizer, spec.total_updates)
+        self._reference: list[Module] | None = None
+        self._export: WeightExport | None = None
+
+    def load(self, read: ReadTensor) -> None:
+        """Fills the parameters, and the optimiser's float32 copies of them."""
+        load_weights(self._chunks, self._spec.shape, read, self._state)
+        self._optimizer.reload_model_params()
+
+    def load_reference(self, read: ReadTensor) -> None:
+        """Adds a frozen policy of the same shape and layout."""
+        self._reference = list(build_chunks(self._spec.shape, self._spec.model, self._spec.parallel, self._state))
+        load_weights(self._reference, self._spec.shape, read, self._state)
+        for chunk in self._reference:
+            chunk.eval().requires_grad_(False)
+
+    def update(self, batches: list[MicroBatch], objective: PostProcess) -> UpdateResult:
+        """One optimiser step on the summed objective. Raises ``FloatingPointError`` on a non-finite gradient norm."""
+        for chunk in self._chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        self._optimizer.zero_grad()
+        reports = run_microbatches(self._chunks, batches, objective, train=True)
+        self._scheduler.step(increment=1)
+        stepped, grad_norm, _ = self._optimizer.step()
+        if not stepped or not math.isfinite(grad_norm):
+            raise FloatingPointError(
+                f"gradient norm {grad_norm}: the update was not finite; lower optimizer.lr, or resume from the last "
+                "checkpoint with another seed"
+            )
+        return UpdateResult(reports, float(grad_norm), float(self._optimizer.param_groups[0]["lr"]))
+
+    @torch.no_grad()
+    def forward(self, batches: list[MicroBatch], read: PostProcess, *, reference: bool = False) -> list[Any]:
+        """Reports of a pass without gradients through the policy, or through the reference."""
+        chunks = self._reference if reference else self._chunks
+        if chunks is None:
+            raise RuntimeError("there is no reference policy: call load_reference first")
+        for chunk in chunks:
+            chunk.eval()
+        return run_microbatches(chunks, batches, read, train=False)
+
+    def export(self) -> WeightExport:
+        """The whole model as HF tensors, streamed to rank 0; iterating is collective."""
+        if self._export is None:
+            self._export = WeightExport(self._chunks, self._spec.shape, self._state)
+        return self._export
+
+    def save(self, directory: Path) -> None:
+        checkpoint.save_checkpoint(directory, self._chunks, self._optimizer, self._scheduler, self._state)
+
+    def resume(self, directory: Path, same_layout: bool) -> None:
+        checkpoint.load_checkpoint(
+            directory, self._chunks, self._optimizer, self._scheduler, self._state, same_layout
+        )

@@ -1,0 +1,130 @@
+"""One trainer rank as a Ray actor: receives rows, makes micro-batches, drives the policy, sends weights."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megatron_cgrpo.actor import objectives
+from megatron_cgrpo.actor.microbatches import Layout, build_microbatches
+from megatron_cgrpo.actor.parallel import Endpoint, ParallelState
+from megatron_cgrpo.actor.policy import MegatronPolicy, PolicySpec
+from megatron_cgrpo.algorithm.spec import LossSpec
+from megatron_cgrpo.data.microbatch import MicroBatch, unpack_response_values
+from megatron_cgrpo.types import TrainRow
+from megatron_cgrpo.weights.hf_files import HFCheckpoint, write_hf_directory
+from megatron_cgrpo.weights.mapping import check_complete
+from megatron_cgrpo.weights.random_init import RandomWeights
+from megatron_cgrpo.weights.transfer.protocol import WeightSender
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class RankUpdate:
+    """Metric sums and maxima of this data-parallel replica; empty on ranks that do not report."""
+
+    sums: dict[str, float]
+    maxima: dict[str, float]
+    grad_norm: float
+    lr: float
+
+
+class Worker:
+    """Methods are collective over the world. ``shares`` arguments hold every replica's micro-batches of rows."""
+
+    def __init__(self, rank: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(True)  # denormal gradients make CPU training several times slower
+        self._rank = rank
+        self._sender: WeightSender | None = None
+
+    def endpoint(self) -> Endpoint:
+        """An address on this rank's node where the world can meet."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        host = socket.gethostbyname(socket.gethostname())
+        return Endpoint(host, port)
+
+    def start(self, spec: PolicySpec, layout: Layout, endpoint: Endpoint) -> None:
+        self._spec, self._layout = spec, layout
+        self._state = ParallelState.start(spec.parallel, self._rank, endpoint, spec.seed)
+        self._policy = MegatronPolicy(spec, self._state)
+
+    def load_hf(self, model_dir: Path, reference: bool) -> None:
+        weights = HFCheckpoint(model_dir)
+        check_complete(weights.names(), self._spec.shape, str(model_dir))
+        self._policy.load(weights.read)
+        if reference:
+            self._policy.load_reference(weights.read)
+
+    def initialise(self, seed: int) -> None:
+        """Random weights, the same for every layout."""
+        self._policy.load(RandomWeights(self._spec.shape, seed).read)
+
+    def update(self, shares: list[list[list[TrainRow]]], spec: LossSpec) -> RankUpdate:
+        result = self._policy.update(self._microbatches(shares), objectives.policy_gradient(spec))
+        sums: dict[str, float] = {}
+        maxima: dict[str, float] = {}
+        if self._state.reports:
+            for report in result.reports:
+                for key, value in report.sums.items():
+                    sums[key] = sums.get(key, 0.0) + float(value)
+                for key, value in report.maxima.items():
+                    maxima[key] = max(maxima.get(key, 0.0), float(value))
+        return RankUpdate(sums, maxima, result.grad_norm, result.lr)
+
+    def supervised_update(self, shares: list[list[list[TrainRow]]]) -> RankUpdate:
+        result = self._policy.update(self._microbatches(shares), objectives.supervised)
+        sums = {"loss": float(sum(result.reports))} if self._state.reports else {}
+        return RankUpdate(sums, {}, result.grad_norm, result.lr)
+
+    def logprobs(self, shares: list[list[list[TrainRow]]], reference: bool) -> list[list[list[float]]] | None:
+        """Per micro-batch and row, the response's log-probabilities; None on ranks that do not report."""
+        batches = self._microbatches(shares)
+        reports = self._policy.forward(batches, objectives.read_logprobs, reference=reference)
+        if not self._state.reports:
+            return None
+        own = shares[self._state.dp_rank]
+        return [unpack_response_values(*triple) for triple in zip(reports, own, batches, strict=True)]
+
+    def set_sender(self, sender: WeightSender) -> None:
+        self._sender = sender
+
+    def push(self, version: int) -> None:
+        assert self._sender is not None, "set_sender comes before push"
+        self._sender.send(self._policy.export(), version)
+
+    def export_hf(self, target: Path, config: dict[str, object], tokenizer_from: Path) -> None:
+        tensors = self._policy.export()
+        if self._rank == 0:
+            write_hf_directory(target, tensors, config, tokenizer_from)
+        else:
+            for _ in tensors:
+                pass
+
+    def save(self, directory: Path) -> None:
+        self._policy.save(directory)
+
+    def resume(self, directory: Path, same_layout: bool) -> None:
+        self._policy.resume(directory, same_layout)
+
+    def memory_gib(self) -> float:
+        """Peak device memory with CUDA, else peak resident memory of the process."""
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated() / GIB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+    def stop(self) -> None:
+        if self._sender is not None:
+            self._sender.close()
+        self._state.stop()
+
+    def _microbatches(self, shares: Sequence[list[list[TrainRow]]]) -> list[MicroBatch]:
+        return build_microbatches(shares[self._state.dp_rank], self._layout, self._state.device)

@@ -1,0 +1,162 @@
+"""The command line. Everything heavy is imported inside a command, after the recipe has been checked."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from megatron_cgrpo.config import ConfigError, Recipe, check_paths, check_recipe, dump_recipe, load_recipe, model_shape
+
+BAD_CONFIG = 2
+
+app = typer.Typer(
+    name="mcgrpo",
+    help="Critique-GRPO at Megatron scale: reinforcement learning that also learns from language feedback.",
+    epilog="Start here: mcgrpo validate examples/sandbox.yaml, then mcgrpo train examples/sandbox.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+RecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, such as examples/sandbox.yaml.", show_default=False)
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings that override the recipe, such as train.steps=10 parallel.tp=1 algorithm.preset=r1_grpo.",
+        show_default=False,
+    ),
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="A checkpoint of a training run. Without it: the model that training would start from."
+    ),
+]
+
+
+@app.command()
+def validate(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    show: Annotated[bool, typer.Option("--print", help="Print every setting after presets and overrides.")] = False,
+) -> None:
+    """Check a recipe without starting anything: no GPU, no engines, about a second.
+
+    Every problem is named with its remedy, and the exit code is 2.
+
+    Example: mcgrpo validate examples/sandbox.yaml parallel.tp=1 parallel.dp=2 --print
+    """
+    with _config_errors():
+        resolved = _load(recipe, overrides)
+    if show:
+        typer.echo(dump_recipe(resolved), nl=False)
+    else:
+        typer.echo(f"{recipe}: valid, preset {resolved.algorithm.preset}, {resolved.parallel.world_size} trainer ranks")
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir from its checkpoint.")] = False,
+) -> None:
+    """Train a policy. Metrics, rollouts, checkpoints, plots and a summary go to run.dir.
+
+    Ctrl-C saves a checkpoint and stops cleanly; --resume then continues where it left off.
+
+    Example: mcgrpo train examples/sandbox.yaml run.dir=runs/first train.steps=20
+    """
+    with _config_errors():
+        resolved = _load(recipe, overrides)
+        check_paths(resolved, resume)
+        _log_progress()
+        from megatron_cgrpo.trainer.run import train as train_recipe
+
+        train_recipe(resolved, resume=resume)
+
+
+@app.command("eval")
+def evaluate(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    checkpoint: CheckpointOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Score a model on the task's held-out problems: Pass@1, Pass@k, and what the task adds.
+
+    Example: mcgrpo eval examples/sandbox.yaml --checkpoint runs/sandbox/checkpoints/step_000060
+    """
+    with _config_errors():
+        resolved = _load(recipe, overrides)
+        _log_progress()
+        from megatron_cgrpo.evaluation.command import evaluate as evaluate_recipe
+
+        scores = evaluate_recipe(resolved, checkpoint)
+    if as_json:
+        typer.echo(json.dumps(scores, indent=2, sort_keys=True))
+        return
+    table = Table("", "score")
+    for name, value in sorted(scores.items()):
+        table.add_row(name, f"{value:.4g}")
+    Console().print(table)
+
+
+@app.command()
+def sample(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    question: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What to ask. Without it: the first held-out problem.")
+    ] = None,
+    checkpoint: CheckpointOption = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many answers.")] = 4,
+) -> None:
+    """Ask a model one question and read its answers.
+
+    Example: mcgrpo sample examples/sandbox.yaml --question "7*8-9+4" -n 2
+    """
+    with _config_errors():
+        resolved = _load(recipe, overrides)
+        _log_progress()
+        from megatron_cgrpo.evaluation.command import sample as sample_recipe
+
+        group = sample_recipe(resolved, question=question, checkpoint=checkpoint, n=n)
+    typer.echo(group.prompt.question)
+    for answer in group.initial:
+        typer.echo(f"  [{answer.verdict.cause}] {answer.text}")
+
+
+def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
+    resolved = load_recipe(recipe, overrides or [])
+    check_recipe(resolved, model_shape(resolved))
+    return resolved
+
+
+@contextmanager
+def _config_errors() -> Iterator[None]:
+    """A refused configuration is told in sentences, without a traceback, with exit code 2."""
+    try:
+        yield
+    except ConfigError as error:
+        console = Console(stderr=True, soft_wrap=True)
+        for problem in error.problems:
+            console.print(f"[bold red]error[/] {escape(problem)}", highlight=False)
+        raise typer.Exit(BAD_CONFIG) from error
+
+
+def _log_progress() -> None:
+    """Our own progress lines; libraries only from warnings on."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("megatron_cgrpo").setLevel(logging.INFO)

@@ -1,0 +1,200 @@
+"""What no single section can know: checks across sections, against the model's shape, and of paths.
+
+Each check yields sentences: field and value, what is wrong, the remedy. All of them are reported at once.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.model_shape import ModelShape
+from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.config.task import FileTaskConfig, MisconceptionsConfig
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def check_recipe(recipe: Recipe, model: ModelShape | None) -> None:
+    """Raises ConfigError listing every problem; ``model=None`` leaves out what needs the model's shape."""
+    problems = [*_parallel(recipe), *_batch(recipe), *_method(recipe), *_sampling(recipe), *_task(recipe)]
+    if model is not None:
+        problems += [*_layout(recipe, model), *_context(recipe, model)]
+    if recipe.model.path is None:
+        problems += _warm_start(recipe)
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_paths(recipe: Recipe, resume: bool) -> None:
+    """Raises ConfigError for a run directory, model or data file that cannot be used. Changes nothing on disk."""
+    problems = [*_run_dir(Path(recipe.run.dir), resume)]
+    if recipe.model.path is not None:
+        problems += _model_files(recipe.model.path)
+    if isinstance(recipe.task, FileTaskConfig):
+        for field, path in (("task.train", recipe.task.train), ("task.test", recipe.task.test)):
+            if not path.is_file():
+                problems.append(f"{field}={path}: there is no such file: name a JSONL or parquet file")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _parallel(recipe: Recipe) -> Iterator[str]:
+    parallel = recipe.parallel
+    if parallel.sequence_parallel and parallel.tp == 1:
+        yield "parallel.sequence_parallel=true: splits sequences over tensor-parallel ranks: set parallel.tp > 1"
+    if parallel.vpp is not None and parallel.pp == 1:
+        yield f"parallel.vpp={parallel.vpp}: interleaves pipeline stages: set parallel.pp > 1 or parallel.vpp=null"
+
+
+def _batch(recipe: Recipe) -> Iterator[str]:
+    prompts, updates, dp = recipe.train.prompts_per_step, recipe.train.updates_per_step, recipe.parallel.dp
+    if prompts % updates:
+        yield (
+            f"train.prompts_per_step={prompts}: is not divisible by train.updates_per_step={updates}: "
+            "make it a multiple"
+        )
+    rows = prompts // updates * recipe.algorithm.group_size
+    if rows < dp:
+        yield (
+            f"parallel.dp={dp}: exceeds the {rows} responses of a mini-batch: lower it, or raise "
+            "train.prompts_per_step or algorithm.group_size"
+        )
+    if recipe.optimizer.min_lr > recipe.optimizer.lr:
+        yield f"optimizer.min_lr={recipe.optimizer.min_lr}: exceeds optimizer.lr={recipe.optimizer.lr}: lower it"
+
+
+def _method(recipe: Recipe) -> Iterator[str]:
+    algorithm, critic = recipe.algorithm, recipe.critic
+    if algorithm.refinements and critic.kind == "none":
+        yield (
+            f"algorithm.refinements={algorithm.refinements}: nobody criticises (critic.kind=none): "
+            "set algorithm.refinements=0, or a critic"
+        )
+    if critic.kind != "none" and not algorithm.refinements:
+        yield (
+            f"critic.kind={critic.kind}: its critiques would train nothing (algorithm.refinements=0): "
+            "set critic.kind=none, or algorithm.refinements=1"
+        )
+    if algorithm.refinements > algorithm.group_size:
+        yield (
+            f"algorithm.refinements={algorithm.refinements}: each of the algorithm.group_size={algorithm.group_size} "
+            "responses is refined once, so no more can be selected: lower it"
+        )
+
+
+def _sampling(recipe: Recipe) -> Iterator[str]:
+    reason = (
+        "truncated sampling draws from another distribution than the one whose log-probabilities train, which biases "
+        "the ratio"
+    )
+    if recipe.rollout.top_p != 1:
+        yield f"rollout.top_p={recipe.rollout.top_p}: {reason}: set rollout.top_p=1"
+    if recipe.rollout.top_k != -1:
+        yield f"rollout.top_k={recipe.rollout.top_k}: {reason}: set rollout.top_k=-1"
+
+
+def _task(recipe: Recipe) -> Iterator[str]:
+    task, prompts = recipe.task, recipe.train.prompts_per_step
+    if isinstance(task, MisconceptionsConfig):
+        if task.train_problems < prompts:
+            yield (
+                f"task.train_problems={task.train_problems}: is less than train.prompts_per_step={prompts}: "
+                "raise it, or lower the latter"
+            )
+        if recipe.evaluation.prompts is not None and recipe.evaluation.prompts > task.test_problems:
+            yield (
+                f"evaluation.prompts={recipe.evaluation.prompts}: exceeds task.test_problems={task.test_problems}: "
+                "lower it, or set null for all"
+            )
+    elif recipe.model.path is None:
+        yield f"model.path=null: task.kind={task.kind} has no base model of its own: name a Hugging Face directory"
+
+
+def _layout(recipe: Recipe, model: ModelShape) -> Iterator[str]:
+    parallel, engine = recipe.parallel, recipe.rollout.tensor_parallel
+    yield from _divisible(model, "parallel.tp", parallel.tp)
+    chunks = parallel.pp * (parallel.vpp or 1)
+    if model.layers % chunks:
+        yield (
+            f"parallel.pp={parallel.pp}, parallel.vpp={parallel.vpp}: the model's {model.layers} layers do not divide "
+            f"into {chunks} chunks: choose a divisor"
+        )
+    if model.heads % engine:
+        yield (
+            f"rollout.tensor_parallel={engine}: the model's {model.heads} attention heads are not divisible by it: "
+            "choose a divisor"
+        )
+
+
+def _divisible(model: ModelShape, field: str, tp: int) -> Iterator[str]:
+    if model.kv_heads < tp:
+        yield f"{field}={tp}: exceeds the model's {model.kv_heads} key/value heads: use {model.kv_heads} at most"
+    elif model.kv_heads % tp:
+        yield f"{field}={tp}: the model's {model.kv_heads} key/value heads are not divisible by it: choose a divisor"
+    sizes = {"attention heads": model.heads, "hidden size": model.hidden, "feed-forward size": model.ffn}
+    for name, size in sizes.items():
+        if size % tp:
+            yield f"{field}={tp}: does not divide the model's {name} {size}: choose a divisor"
+
+
+def _context(recipe: Recipe, model: ModelShape) -> Iterator[str]:
+    rollout = recipe.rollout
+    if rollout.context_tokens > model.max_positions:
+        yield (
+            f"rollout: a refinement may need {rollout.context_tokens} tokens (max_prompt_tokens="
+            f"{rollout.max_prompt_tokens} + 2 * max_response_tokens={rollout.max_response_tokens} + "
+            f"max_critique_tokens={rollout.max_critique_tokens}), but the model has {model.max_positions} positions: "
+            "lower the limits"
+        )
+
+
+def _warm_start(recipe: Recipe) -> Iterator[str]:
+    warm = recipe.warm_start
+    if warm.hidden_size % warm.heads:
+        yield f"warm_start.hidden_size={warm.hidden_size}: is no multiple of warm_start.heads={warm.heads}: change one"
+    elif warm.hidden_size // warm.heads % 2:
+        yield f"warm_start.heads={warm.heads}: gives heads of odd width, which rotary embedding cannot turn: change it"
+    if warm.heads % warm.kv_heads:
+        yield f"warm_start.heads={warm.heads}: is not divisible by warm_start.kv_heads={warm.kv_heads}: change one"
+    for name, size in (("heads", warm.heads), ("kv_heads", warm.kv_heads), ("ffn_size", warm.ffn_size)):
+        if size % warm.tp:
+            yield f"warm_start.{name}={size}: is not divisible by warm_start.tp={warm.tp}: change one"
+    if warm.rows_per_step < warm.dp:
+        yield f"warm_start.rows_per_step={warm.rows_per_step}: is less than warm_start.dp={warm.dp}: raise it"
+
+
+def _run_dir(path: Path, resume: bool) -> Iterator[str]:
+    if path.is_dir():
+        if not resume and any(path.iterdir()):
+            yield f"run.dir={path}: holds an earlier run: continue it with --resume, or name another run.dir"
+    elif path.exists():
+        yield f"run.dir={path}: is a file: name a directory"
+    elif resume:
+        yield f"run.dir={path}: there is no run to resume: leave out --resume, or name the run's directory"
+    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if existing.is_dir():
+        try:
+            tempfile.TemporaryFile(dir=existing).close()
+        except OSError as error:
+            yield f"run.dir={path}: {existing} cannot be written ({error.strerror}): name another run.dir"
+    elif existing != path.absolute():
+        yield f"run.dir={path}: {existing} is a file: name another run.dir"
+
+
+def _model_files(directory: Path) -> Iterator[str]:
+    if not (directory / "config.json").is_file():
+        yield f"model.path={directory}: has no config.json: name a Hugging Face model directory"
+        return
+    if not any((directory / name).is_file() for name in TOKENIZERS):
+        yield f"model.path={directory}: has no tokenizer ({', '.join(TOKENIZERS)}): copy the model's tokenizer there"
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if absent := sorted(name for name in shards if not (directory / name).is_file()):
+            yield f"model.path={directory}: lacks {len(absent)} weight files, {absent[0]} first: download them again"
+    elif not any(directory.glob("*.safetensors")):
+        yield f"model.path={directory}: has no *.safetensors weights: download or convert them"

@@ -1,0 +1,11 @@
+"""What every refused configuration raises."""
+
+from collections.abc import Sequence
+
+
+class ConfigError(Exception):
+    """A recipe, override or path that cannot run. ``problems`` has one sentence each: field, value, remedy."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))

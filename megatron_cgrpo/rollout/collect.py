@@ -1,0 +1,113 @@
+"""The rollout pipeline: generate, verify, critique, refine, select; one coroutine a prompt, no barrier between them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Protocol
+
+from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.critique.critics import Critic, CritiqueFailure
+from megatron_cgrpo.critique.selection import select
+from megatron_cgrpo.critique.trigger import triggered
+from megatron_cgrpo.rollout.clock import StageClock
+from megatron_cgrpo.rollout.protocol import GenerateRequest
+from megatron_cgrpo.rollout.seeds import Stage, request_seed
+from megatron_cgrpo.tasks.base import Task
+from megatron_cgrpo.types import Completion, Critique, Group, Origin, Prompt, Sample
+
+Decode = Callable[[list[int]], str]
+"""Token ids to text without special tokens. The text is for verifiers and critics; it is never encoded again."""
+
+
+class Generator(Protocol):
+    """An engine, or a pool of them."""
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]: ...
+
+
+class Collector:
+    """Turns prompts into groups.
+
+    Every group is a pure function of (recipe, weights, step, prompt): seeds depend on nothing else, so neither the
+    order in which engines answer nor a retry changes it. ``clock`` covers the latest ``collect``.
+    """
+
+    def __init__(self, generator: Generator, task: Task, critic: Critic | None, recipe: Recipe, decode: Decode) -> None:
+        self._generator, self._task, self._critic, self._decode = generator, task, critic, decode
+        self._recipe = recipe
+        self.clock = StageClock()
+
+    async def collect(self, prompts: Sequence[Prompt], step: int) -> list[Group]:
+        """One group a prompt, in the prompts' order. Raises what the generator raises; nothing is left running."""
+        self.clock = StageClock()
+        async with asyncio.TaskGroup() as tasks:
+            groups = [tasks.create_task(self._group(prompt, step)) for prompt in prompts]
+        return [group.result() for group in groups]
+
+    async def _group(self, prompt: Prompt, step: int) -> Group:
+        algorithm, critic = self._recipe.algorithm, self._recipe.critic
+        initial = await self._generate(prompt, step)
+        rewards = [sample.reward for sample in initial]
+        if (
+            self._critic is None
+            or algorithm.refinements == 0
+            or not triggered(rewards, critic.trigger, critic.trigger_below)
+        ):
+            return Group(prompt, initial)
+        outcomes = await asyncio.gather(
+            *(self._refined(self._critic, prompt, parent, sample, step) for parent, sample in enumerate(initial))
+        )
+        refinements = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
+        dropped = Counter(outcome.cause for outcome in outcomes if isinstance(outcome, CritiqueFailure))
+        rng = Random(self._seed(step, prompt, "select"))
+        selected = select(refinements, algorithm.refinements, algorithm.selection, rng)
+        return Group(prompt, initial, refinements, selected, dict(sorted(dropped.items())))
+
+    async def _generate(self, prompt: Prompt, step: int) -> list[Sample]:
+        n, seed = self._recipe.algorithm.group_size, self._seed(step, prompt, "generate")
+        completions = await self._complete(prompt.token_ids, n, seed, "generate")
+        return [self._sample(prompt, completion, seed + k) for k, completion in enumerate(completions)]
+
+    async def _refined(
+        self, critic: Critic, prompt: Prompt, parent: int, initial: Sample, step: int
+    ) -> Sample | CritiqueFailure:
+        """The refinement of one initial response, or why there is none (``too_long``: beyond the engine's context)."""
+        with self.clock.track("critique"):
+            outcome = await critic.critique(prompt, initial.text, initial.verdict)
+        if isinstance(outcome, CritiqueFailure):
+            return outcome
+        self.clock.count_tokens("critique", outcome.generated_tokens)
+        token_ids = self._task.refinement_prompt(prompt, initial.completion.token_ids, outcome.token_ids)
+        if len(token_ids) + self._recipe.rollout.max_response_tokens > self._recipe.rollout.context_tokens:
+            return CritiqueFailure("too_long", outcome.failures)
+        seed = self._seed(step, prompt, "refine", parent)
+        [completion] = await self._complete(token_ids, 1, seed, "refine")
+        return self._sample(prompt, completion, seed, parent, outcome)
+
+    async def _complete(self, token_ids: list[int], n: int, seed: int, stage: Stage) -> list[Completion]:
+        rollout = self._recipe.rollout
+        request = GenerateRequest(token_ids, n, seed, rollout.max_response_tokens, rollout.temperature)
+        with self.clock.track(stage, n):
+            completions = await self._generator.generate(request)
+        self.clock.count_tokens(stage, sum(len(completion.token_ids) for completion in completions))
+        return completions
+
+    def _sample(
+        self,
+        prompt: Prompt,
+        completion: Completion,
+        seed: int,
+        parent: int | None = None,
+        critique: Critique | None = None,
+    ) -> Sample:
+        with self.clock.track("verify"):
+            text = self._decode(completion.token_ids)
+            verdict = self._task.verify(prompt, text, completion.finish_reason)
+        origin = Origin.ROLLOUT if parent is None else Origin.REFINEMENT
+        return Sample(origin, completion, text, verdict, seed, parent, critique)
+
+    def _seed(self, step: int, prompt: Prompt, stage: Stage, index: int = 0) -> int:
+        return request_seed(self._recipe.seed, step, prompt.id, stage, index)

@@ -1,0 +1,128 @@
+"""What an engine is started with: from a recipe to a spec, from a spec to vLLM's arguments and environment. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_cgrpo.config.recipe import Recipe
+
+TransferBackend = Literal["file", "nccl", "ipc"]
+
+WORKER_EXTENSION = "megatron_cgrpo.rollout.vllm_worker.WorkerExtension"
+"""vLLM imports this in every worker process; the import registers the ``file`` transfer backend."""
+
+CPU_PREFILL_TOKENS = 4096
+"""Prompt tokens a CPU engine prefills at a time: enough to keep the matrix products busy, small in memory."""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """``model_dir`` needs config.json and a tokenizer only: engines start with dummy weights and wait for a push.
+
+    ``kv_cache_mib`` null leaves the size to ``gpu_memory_utilization``. ``start_timeout_s`` and
+    ``progress_timeout_s`` are seconds, the latter without a single finished request.
+    """
+
+    model_dir: str
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    kv_cache_mib: int | None
+    gpu_memory_utilization: float
+    tensor_parallel: int
+    prefix_caching: bool
+    threads: int
+    transfer_backend: TransferBackend
+    on_gpu: bool
+    start_timeout_s: float
+    progress_timeout_s: float
+
+
+def transfer_backend(backend: Literal["auto", "file", "nccl", "ipc"], cuda: bool) -> TransferBackend:
+    """``auto`` is ``nccl`` with CUDA (``ipc`` needs trainer and engine on the same GPU), ``file`` without."""
+    if backend == "auto":
+        return "nccl" if cuda else "file"
+    return backend
+
+
+def engine_spec(recipe: Recipe, model_dir: Path, cuda: bool) -> EngineSpec:
+    """``cuda`` says whether engines run on GPUs; ``model_dir`` is what actors and engines share.
+
+    CPU engines do without prefix caching: what is cached depends on arrival times, and vLLM's CPU attention rounds a
+    prompt differently when a part of it is cached. Equal runs would no longer return bit-identical log-probabilities.
+    """
+    rollout = recipe.rollout
+    return EngineSpec(
+        model_dir=str(model_dir),
+        dtype=recipe.model.dtype,
+        max_model_len=rollout.context_tokens,
+        max_num_seqs=rollout.max_concurrent_sequences,
+        kv_cache_mib=rollout.kv_cache_mib,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        tensor_parallel=rollout.tensor_parallel,
+        prefix_caching=rollout.prefix_caching and cuda,
+        threads=rollout.threads,
+        transfer_backend=transfer_backend(recipe.sync.backend, cuda),
+        on_gpu=cuda,
+        start_timeout_s=rollout.start_timeout_s,
+        progress_timeout_s=rollout.progress_timeout_s,
+    )
+
+
+def engine_args(spec: EngineSpec) -> dict[str, Any]:
+    """The keyword arguments of vLLM's ``AsyncEngineArgs``, all of them.
+
+    ``processed_logprobs`` are those of the sampling distribution: the model's own at temperature 1 and when greedy.
+    ``generation_config: vllm`` keeps a model's shipped sampling defaults (top-p, top-k, penalties) out.
+    """
+    args: dict[str, Any] = {
+        "model": spec.model_dir,
+        "load_format": "dummy",
+        "dtype": spec.dtype,
+        "max_model_len": spec.max_model_len,
+        "max_num_seqs": spec.max_num_seqs,
+        "tensor_parallel_size": spec.tensor_parallel,
+        "enable_prefix_caching": spec.prefix_caching,
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "weight_transfer_config": {"backend": spec.transfer_backend},
+        "worker_extension_cls": WORKER_EXTENSION,
+        "disable_log_stats": True,
+    }
+    if spec.kv_cache_mib is not None:
+        args["kv_cache_memory_bytes"] = spec.kv_cache_mib << 20
+    return args | (_gpu_args(spec) if spec.on_gpu else _cpu_args(spec))
+
+
+def _gpu_args(spec: EngineSpec) -> dict[str, Any]:
+    return {"gpu_memory_utilization": spec.gpu_memory_utilization}
+
+
+def _cpu_args(spec: EngineSpec) -> dict[str, Any]:
+    # Chunked prefill with a per-request seed kills vLLM's CPU engine, so every prompt must fit into one batch.
+    return {
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(spec.max_model_len, CPU_PREFILL_TOKENS),
+        "distributed_executor_backend": "uni" if spec.tensor_parallel == 1 else "mp",
+    }
+
+
+def engine_environment(spec: EngineSpec) -> dict[str, str]:
+    """Environment of the engine's process, to be set before vLLM is imported."""
+    env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
+    if spec.transfer_backend == "ipc":
+        # CUDA IPC handles hold torch types, which vLLM passes to its engine core by pickle only.
+        env["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    if spec.on_gpu:
+        return env
+    # Splitting keys over idle threads makes the order of summation depend on the batch (see cpu_batch_invariance).
+    binding = "nobind" if spec.tensor_parallel == 1 else "|".join(str(rank) for rank in range(spec.tensor_parallel))
+    return env | {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": binding,
+        "VLLM_CPU_ATTN_SPLIT_KV": "0",
+        "OMP_NUM_THREADS": str(spec.threads),
+    }

@@ -1,0 +1,100 @@
+"""vLLM engines as Ray actors."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from megatron_cgrpo.rollout.engine_spec import EngineSpec, engine_environment
+from megatron_cgrpo.rollout.pool import EnginePool
+from megatron_cgrpo.rollout.protocol import EngineDied, GenerateRequest
+from megatron_cgrpo.rollout.vllm_engine import VllmEngine
+from megatron_cgrpo.types import Completion
+
+MAX_RESTARTS = 3
+"""Of one engine in one run: enough to survive accidents, too few to loop over an engine that cannot live."""
+
+MAX_CALLS = 8192
+"""Calls in flight to one engine. vLLM queues requests itself, so Ray must not hold any back."""
+
+SHUTDOWN_GRACE_S = 10.0
+
+
+class EngineStartError(RuntimeError):
+    """An engine did not come up."""
+
+
+class RayEngine:
+    """The driver's view of one engine actor; Ray's errors become ours."""
+
+    def __init__(self, handle: ActorHandle) -> None:
+        self.handle = handle
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
+        return await self._call("generate", request)
+
+    async def ready(self) -> None:
+        await self._call("ready")
+
+    async def restart(self) -> None:
+        ray.kill(self.handle, no_restart=False)
+
+    async def shutdown(self) -> None:
+        try:
+            # The engine core is a child process: let the actor end it, then make sure of the actor itself.
+            await asyncio.wait_for(self._call("shutdown"), SHUTDOWN_GRACE_S)
+        except (EngineDied, TimeoutError):
+            pass
+        ray.kill(self.handle)
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        try:
+            return await getattr(self.handle, method).remote(*args)
+        except RayActorError as error:
+            raise EngineDied(f"the engine's process died: {error}") from error
+        except RayTaskError as error:
+            # Ray derives its error from the remote exception's class; callers want the exception itself.
+            raise error.cause from error
+
+
+def start_engines(spec: EngineSpec, count: int) -> EnginePool:
+    """Starts ``count`` engines side by side; returns when all answer.
+
+    Raises EngineStartError with the engine's own last error, or when ``spec.start_timeout_s`` has passed. Either way
+    no engine is left running.
+    """
+    actor = ray.remote(VllmEngine).options(
+        num_cpus=0 if spec.on_gpu else spec.tensor_parallel,
+        num_gpus=spec.tensor_parallel if spec.on_gpu else 0,
+        max_restarts=MAX_RESTARTS,
+        max_task_retries=0,
+        max_concurrency=MAX_CALLS,
+        runtime_env={"env_vars": engine_environment(spec)},
+    )
+    handles = [actor.remote(spec) for _ in range(count)]
+    try:
+        ray.get([handle.ready.remote() for handle in handles], timeout=spec.start_timeout_s)
+    except GetTimeoutError as error:
+        _kill(handles)
+        raise EngineStartError(
+            f"{count} engine(s) did not start within rollout.start_timeout_s={spec.start_timeout_s:g}: "
+            "raise it, or free CPUs, GPUs or memory"
+        ) from error
+    except (RayActorError, RayTaskError) as error:
+        _kill(handles)
+        raise EngineStartError(f"an engine for {spec.model_dir} did not start: {_last_line(error)}") from error
+    return EnginePool([RayEngine(handle) for handle in handles], spec.progress_timeout_s, spec.start_timeout_s)
+
+
+def _kill(handles: list[ActorHandle]) -> None:
+    for handle in handles:
+        ray.kill(handle)
+
+
+def _last_line(error: Exception) -> str:
+    """The root cause at the end of a remote traceback."""
+    return str(error).strip().splitlines()[-1]

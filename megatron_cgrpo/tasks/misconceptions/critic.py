@@ -1,0 +1,34 @@
+"""The program critic: redoes a response's arithmetic and names the first step that is wrong."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+
+from megatron_cgrpo.tasks.misconceptions.facts import FactTable
+from megatron_cgrpo.tasks.misconceptions.problems import Problem
+from megatron_cgrpo.tasks.misconceptions.solution import SEPARATOR, pieces, solve
+
+STEP = "Step "
+SHOULD_BE = " is wrong, it should be "
+INCORRECT = ". Conclusion: incorrect [END]"
+CORRECT = "Every step is right. Conclusion: correct [END]"
+
+
+def wrong_step(number: int, right: str) -> str:
+    """The critique that step ``number`` (from 1) should read ``right``."""
+    return f"{STEP}{number}{SHOULD_BE}{right}{INCORRECT}"
+
+
+def criticise(problem: Problem, response: str, facts: FactTable) -> str:
+    """Compares the response with the true solution, piece by piece; anything that cannot be read counts as wrong.
+
+    The boxed answer is the step after the last operation. Steps before the first difference are right, so the right
+    version of that step follows from them.
+    """
+    right = pieces(solve(problem, facts.truth))
+    given = response.split(SEPARATOR)
+    for number, (expected, piece) in enumerate(zip_longest(right, given), start=1):
+        if piece != expected:
+            # Text after the boxed answer: the fault is that the solution went on, so the box is what is named.
+            return wrong_step(min(number, len(right)), expected or right[-1])
+    return CORRECT

@@ -1,0 +1,79 @@
+"""Problems: chains such as ``7*8-9+4``, evaluated from left to right."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from megatron_cgrpo.config.task import MisconceptionsConfig
+from megatron_cgrpo.tasks.misconceptions.facts import OPERATORS, Fact
+
+
+@dataclass(frozen=True)
+class Problem:
+    """``text`` alternates one-digit operands and operators."""
+
+    text: str
+
+    @property
+    def operations(self) -> int:
+        return len(self.text) // 2
+
+    @property
+    def first(self) -> int:
+        return int(self.text[0])
+
+    def fact(self, step: int, value: int) -> Fact:
+        """What step ``step`` (from 0) computes when the value so far is ``value``."""
+        return Fact(value, self.text[2 * step + 1], int(self.text[2 * step + 2]))
+
+
+@dataclass(frozen=True)
+class ProblemSource:
+    """The distribution of problems: the length is uniform, then every operand and operator is."""
+
+    modulus: int
+    min_operations: int
+    max_operations: int
+
+    @classmethod
+    def of(cls, config: MisconceptionsConfig) -> ProblemSource:
+        return cls(config.modulus, config.min_operations, config.max_operations)
+
+    @property
+    def size(self) -> int:
+        """Number of different problems."""
+        lengths = range(self.min_operations, self.max_operations + 1)
+        return sum(self.modulus ** (n + 1) * len(OPERATORS) ** n for n in lengths)
+
+    def draw(self, rng: random.Random) -> Problem:
+        operations = rng.randint(self.min_operations, self.max_operations)
+        rest = (rng.choice(OPERATORS) + str(rng.randrange(self.modulus)) for _ in range(operations))
+        return Problem(str(rng.randrange(self.modulus)) + "".join(rest))
+
+    def draw_unless(self, rng: random.Random, refused: Callable[[Problem], bool]) -> Problem:
+        while refused(problem := self.draw(rng)):
+            pass
+        return problem
+
+
+def draw_splits(config: MisconceptionsConfig) -> tuple[list[Problem], list[Problem]]:
+    """Train and test problems, all different.
+
+    Raises ``ValueError`` where more than half of all problems were asked for: the base model's own training needs
+    problems that are in neither set.
+    """
+    source = ProblemSource.of(config)
+    wanted = config.train_problems + config.test_problems
+    if 2 * wanted > source.size:
+        raise ValueError(
+            f"task.train_problems={config.train_problems} + task.test_problems={config.test_problems}: there are only "
+            f"{source.size} different problems and half must stay unused; ask for fewer or raise task.max_operations"
+        )
+    rng = random.Random(f"problems {config.seed}")
+    drawn: dict[Problem, None] = {}
+    while len(drawn) < wanted:
+        drawn[source.draw(rng)] = None
+    problems = list(drawn)
+    return problems[: config.train_problems], problems[config.train_problems :]

@@ -1,0 +1,196 @@
+"""Impossible recipes, layouts and paths are refused together, each with field, value and remedy."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_cgrpo.config import ConfigError, ModelShape, Recipe, check_paths, check_recipe, load_recipe, model_shape
+
+SANDBOX = Path(__file__).parents[2] / "examples" / "sandbox.yaml"
+QWEN3_8B = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "max_position_embeddings": 40960,
+    "vocab_size": 151936,
+    "rope_theta": 1000000,
+    "hidden_act": "silu",
+}
+
+
+def sandbox(*overrides: str) -> Recipe:
+    return load_recipe(SANDBOX, overrides)
+
+
+def shape() -> ModelShape:
+    return model_shape(sandbox())
+
+
+def problems(recipe: Recipe, model: ModelShape | None) -> tuple[str, ...]:
+    try:
+        check_recipe(recipe, model)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def write_model(directory: Path, **changes: object) -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(QWEN3_8B | changes))
+    return directory
+
+
+@pytest.mark.parametrize("preset", ["critique_grpo", "paper", "r1_grpo", "r1_drgrpo"])
+def test_the_sandbox_recipe_passes_with_every_method(preset: str) -> None:
+    recipe = sandbox(f"algorithm.preset={preset}")
+    assert problems(recipe, model_shape(recipe)) == ()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field", "remedy"),
+    [
+        (["parallel.tp=1", "parallel.sequence_parallel=true"], "parallel.sequence_parallel=true", "parallel.tp > 1"),
+        (["parallel.vpp=2"], "parallel.vpp=2", "parallel.pp > 1"),
+        (["train.updates_per_step=3"], "train.prompts_per_step=40", "multiple"),
+        (["parallel.dp=8", "train.prompts_per_step=1"], "parallel.dp=8", "train.prompts_per_step"),
+        (["critic.kind=none"], "algorithm.refinements=1", "algorithm.refinements=0"),
+        (["algorithm.refinements=0"], "critic.kind=cot", "critic.kind=none"),
+        (["algorithm.refinements=8"], "algorithm.refinements=8", "lower"),
+        (["rollout.top_p=0.95"], "rollout.top_p=0.95", "rollout.top_p=1"),
+        (["rollout.top_k=50"], "rollout.top_k=50", "rollout.top_k=-1"),
+        (["task.train_problems=39"], "task.train_problems=39", "raise"),
+        (["evaluation.prompts=1000"], "evaluation.prompts=1000", "lower"),
+        (["optimizer.min_lr=0.1"], "optimizer.min_lr=0.1", "lower"),
+        (["task.kind=file", "task.train=a", "task.test=b"], "model.path=null", "Hugging Face"),
+        (["warm_start.tp=4", "warm_start.kv_heads=2"], "warm_start.kv_heads=2", "warm_start.tp=4"),
+        (["warm_start.dp=65"], "warm_start.rows_per_step=64", "raise"),
+        (["warm_start.hidden_size=130"], "warm_start.hidden_size=130", "warm_start.heads=4"),
+    ],
+)
+def test_a_contradiction_is_refused_by_field_value_and_remedy(overrides: list[str], field: str, remedy: str) -> None:
+    (problem,) = problems(sandbox(*overrides), None)
+    assert problem.startswith(f"{field}:")
+    assert remedy in problem
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changes", "field"),
+    [
+        (["parallel.tp=4"], {"kv_heads": 2}, "parallel.tp=4: exceeds the model's 2 key/value heads"),
+        (["parallel.tp=2"], {"kv_heads": 3}, "parallel.tp=2: the model's 3 key/value heads"),
+        (["parallel.tp=2"], {"heads": 5}, "parallel.tp=2: does not divide the model's attention heads 5"),
+        (["parallel.tp=2"], {"ffn": 385}, "parallel.tp=2: does not divide the model's feed-forward size 385"),
+        (["parallel.tp=2"], {"hidden": 129}, "parallel.tp=2: does not divide the model's hidden size 129"),
+        (["parallel.pp=3"], {}, "parallel.pp=3"),
+        (["parallel.pp=4", "parallel.vpp=2"], {}, "parallel.pp=4, parallel.vpp=2"),
+        (["rollout.tensor_parallel=3"], {}, "rollout.tensor_parallel=3"),
+        ([], {"max_positions": 135}, "rollout: a refinement may need 136 tokens"),
+    ],
+)
+def test_an_impossible_layout_is_refused(overrides: list[str], changes: dict[str, int], field: str) -> None:
+    (problem,) = problems(sandbox(*overrides), replace(shape(), **changes))
+    assert problem.startswith(field)
+
+
+def test_the_largest_layout_that_fits_passes() -> None:
+    model = replace(shape(), max_positions=136)
+    overrides = ["parallel.tp=2", "parallel.pp=2", "parallel.vpp=2", "parallel.sequence_parallel=true"]
+    assert problems(sandbox(*overrides), model) == ()
+
+
+def test_every_problem_is_listed() -> None:
+    assert len(problems(sandbox("rollout.top_p=0.9", "parallel.pp=3", "train.updates_per_step=7"), shape())) == 3
+
+
+def test_a_model_shape_is_read_from_its_config(tmp_path: Path) -> None:
+    model = model_shape(sandbox(f"model.path={write_model(tmp_path)}"))
+    assert (model.architecture, model.layers, model.heads, model.kv_heads) == ("Qwen3ForCausalLM", 36, 32, 8)
+    assert (model.hidden, model.ffn, model.max_positions) == (4096, 12288, 40960)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM .* Qwen2ForCausalLM or Qwen3ForCausalLM"),
+        ({"architectures": None}, "none .* is not supported"),
+        ({"num_hidden_layers": "36"}, "num_hidden_layers='36'"),
+        ({"hidden_size": 0}, "hidden_size=0"),
+    ],
+)
+def test_an_unsupported_model_is_refused_by_name(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        model_shape(sandbox(f"model.path={write_model(tmp_path, **changes)}"))
+
+
+def test_a_missing_or_damaged_model_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model.path: .*config.json"):
+        model_shape(sandbox(f"model.path={tmp_path}"))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="not JSON"):
+        model_shape(sandbox(f"model.path={tmp_path}"))
+
+
+def test_an_existing_run_is_continued_or_left_alone(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe = sandbox(f"run.dir={run}")
+    check_paths(recipe, resume=False)
+    assert not run.exists()
+    with pytest.raises(ConfigError, match="no run to resume"):
+        check_paths(recipe, resume=True)
+    run.mkdir()
+    check_paths(recipe, resume=False)
+    (run / "metrics.jsonl").touch()
+    check_paths(recipe, resume=True)
+    with pytest.raises(ConfigError, match=r"run\.dir=.*--resume, or name another run\.dir"):
+        check_paths(recipe, resume=False)
+    assert [path.name for path in run.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_run_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is a file"):
+        check_paths(sandbox(f"run.dir={tmp_path / 'file'}"), resume=False)
+    with pytest.raises(ConfigError, match="is a file"):
+        check_paths(sandbox(f"run.dir={tmp_path / 'file' / 'run'}"), resume=False)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a directory that even root cannot write")
+def test_an_unwritable_run_directory_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be written"):
+        check_paths(sandbox("run.dir=/proc/run"), resume=False)
+
+
+def test_a_model_directory_needs_config_tokenizer_and_weights(tmp_path: Path) -> None:
+    def found() -> str:
+        try:
+            check_paths(sandbox(f"run.dir={tmp_path / 'run'}", f"model.path={tmp_path / 'model'}"), resume=False)
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    model = tmp_path / "model"
+    assert "has no config.json" in found()
+    write_model(model)
+    assert "has no tokenizer" in found()
+    assert "has no *.safetensors weights" in found()
+    (model / "tokenizer.json").touch()
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    (model / "model-1.safetensors").touch()
+    assert "lacks 1 weight files, model-2.safetensors first" in found()
+    (model / "model-2.safetensors").touch()
+    assert found() == ""
+
+
+def test_missing_data_files_are_named(tmp_path: Path) -> None:
+    overrides = ["task.kind=file", f"task.train={tmp_path / 'no.jsonl'}", f"task.test={tmp_path / 'none.jsonl'}"]
+    with pytest.raises(ConfigError) as caught:
+        check_paths(sandbox(f"run.dir={tmp_path / 'run'}", *overrides), resume=False)
+    assert [problem.partition("=")[0] for problem in caught.value.problems] == ["task.train", "task.test"]

@@ -1,0 +1,70 @@
+"""The rollout viewer's files against the groups they were made from."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_cgrpo.observe.rollouts import write_rollouts
+from megatron_cgrpo.types import Completion, Critique, FinishReason, Group, Origin, Prompt, Sample, Verdict
+
+
+def sample(text: str, reward: float, **fields: object) -> Sample:
+    finish = FinishReason.LENGTH if reward == 0 else FinishReason.STOP
+    completion = Completion([5] * len(text), [-0.5] * len(text), finish, weight_version=3)
+    verdict = Verdict(reward, "correct" if reward else "truncated")
+    return Sample(Origin.ROLLOUT, completion, text, verdict, seed=7, **fields)  # type: ignore[arg-type]
+
+
+def group() -> Group:
+    critique = Critique("cot", "step 1 is wrong", [1, 2], False, generated_tokens=2, failures=("timeout",))
+    refinement = sample("ü=4", 1.0, parent=1, critique=critique)
+    return Group(
+        Prompt("p-1", "2+2", [9], "4"), [sample("3", 0.0), sample("55", 0.0)], [refinement], [0], {"timeout": 1}
+    )
+
+
+def test_a_group_is_one_line_with_everything_that_happened(tmp_path: Path) -> None:
+    path = write_rollouts(tmp_path / "rollouts", 12, [group(), group()], [[-0.5, -0.25, 0.75]] * 2)
+    assert path == tmp_path / "rollouts" / "step_000012.jsonl"
+    first, second = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    assert first == second
+    shared = {"version": 3, "seed": 7}
+    assert first == {
+        "step": 12,
+        "id": "p-1",
+        "prompt": "2+2",
+        "answer": "4",
+        "failed": True,
+        "responses": [
+            {"text": "3", "reward": 0.0, "cause": "truncated", "finish": "length", "tokens": 1, **shared},
+            {"text": "55", "reward": 0.0, "cause": "truncated", "finish": "length", "tokens": 2, **shared},
+        ],
+        "refinements": [
+            {
+                "text": "ü=4",
+                "reward": 1.0,
+                "cause": "correct",
+                "finish": "stop",
+                "tokens": 3,
+                **shared,
+                "parent": 1,
+                "critique": {
+                    "kind": "cot",
+                    "text": "step 1 is wrong",
+                    "concludes_correct": False,
+                    "generated_tokens": 2,
+                    "failures": ["timeout"],
+                },
+            }
+        ],
+        "selected": [0],
+        "advantages": [-0.5, -0.25, 0.75],
+        "dropped_critiques": {"timeout": 1},
+    }
+
+
+def test_advantages_of_other_groups_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="advantages"):
+        write_rollouts(tmp_path, 1, [group()], [[0.0, 0.0]])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,91 @@
+import itertools
+
+from megatron_cgrpo.config.task import MisconceptionsConfig
+from megatron_cgrpo.data.tokenizer import Tokenizer
+from megatron_cgrpo.tasks.build import build_task
+from megatron_cgrpo.tasks.misconceptions.task import MisconceptionsTask
+from megatron_cgrpo.types import FinishReason
+
+
+def test_prompts_are_unique_and_their_answers_are_pythons(task: MisconceptionsTask) -> None:
+    prompts = [*task.prompts("train"), *task.prompts("test")]
+    assert len({prompt.id for prompt in prompts}) == len({prompt.question for prompt in prompts}) == 500
+    for prompt in prompts:
+        value = int(prompt.question[0])
+        for i in range(1, len(prompt.question), 2):
+            value = eval(f"{value}{prompt.question[i : i + 2]}") % 10
+        assert prompt.answer == str(value)
+
+
+def test_metadata_names_the_misconceived_facts_on_the_way(task: MisconceptionsTask) -> None:
+    misconceived = {str(fact) for fact in task.facts.misconceived}
+    for prompt in task.prompts("test"):
+        value, used = int(prompt.question[0]), []
+        for i in range(1, len(prompt.question), 2):
+            used.append(f"{value}{prompt.question[i : i + 2]}")
+            value = eval(used[-1]) % 10
+        assert set(prompt.metadata["misconceived"]) == set(used) & misconceived
+        assert prompt.metadata["operations"] == len(used)
+
+
+def test_a_prompt_is_its_question_and_nothing_more(task: MisconceptionsTask, tokenizer: Tokenizer) -> None:
+    prompt = task.prompts("train")[0]
+    assert tokenizer.decode(prompt.token_ids) == f"Question: {prompt.question}\nAnswer: "
+
+
+def test_a_refinement_prompt_embeds_the_sampled_ids(task: MisconceptionsTask, tokenizer: Tokenizer) -> None:
+    prompt, eos = task.prompts("train")[0], tokenizer.eos_token_id
+    critique = tokenizer.encode(task.indicative(prompt, correct=False))
+    sampled = [4, eos, 25, 30, 4]  # no text encodes to this
+    asked = task.refinement_prompt(prompt, [*sampled, eos], [*critique, eos])
+    assert asked == task.refinement_prompt(prompt, sampled, critique)
+    start = asked.index(eos) - 1
+    assert asked[start : start + 5] == sampled
+    assert tokenizer.decode(asked[start + 5 :]) == "\nCritique: The solution is incorrect.\nAnswer: "
+    assert tokenizer.decode(asked[:start]) == f"Question: {prompt.question}\nAttempt: "
+
+
+def test_a_critique_prompt_is_how_a_refinement_prompt_begins(task: MisconceptionsTask) -> None:
+    prompt = task.prompts("train")[0]
+    asked = task.critique_prompt(prompt, [4, 5])
+    assert task.refinement_prompt(prompt, [4, 5], [6])[: len(asked)] == asked
+
+
+def test_feedback_texts(task: MisconceptionsTask) -> None:
+    prompt = task.prompts("train")[0]
+    assert task.indicative(prompt, True) == "The solution is correct."
+    assert task.indicative(prompt, False) == "The solution is incorrect."
+    expected = f"The solution is incorrect. The right answer is {prompt.answer}."
+    assert task.indicative_with_answer(prompt, False) == expected
+
+
+def test_following_the_program_critique_step_by_step_ends_in_a_verified_answer(task: MisconceptionsTask) -> None:
+    for prompt in task.prompts("test")[:20]:
+        response = ""
+        while not (critique := task.program_critique(prompt, response) or "").endswith("correct [END]") or (
+            "incorrect" in critique
+        ):
+            right = critique.split("should be ")[1].split(". Conclusion")[0]
+            kept = response.split(";")[: int(critique.split()[1]) - 1] if response else []
+            response = ";".join([*kept, right])
+        assert task.verify(prompt, response, FinishReason.STOP).correct
+
+
+def test_corpus_rows_are_prompts_as_generation_asks_them(task: MisconceptionsTask, tokenizer: Tokenizer) -> None:
+    answers = 0
+    for prompt_ids, target_ids in itertools.islice(task.corpus(0), 300):
+        assert target_ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.eos_token_id not in prompt_ids + target_ids[:-1]
+        assert max(prompt_ids + target_ids) < tokenizer.vocab_size
+        text = tokenizer.decode(prompt_ids)
+        assert tokenizer.encode(text) == prompt_ids
+        assert text.endswith(("\nAnswer: ", "\nCritique: "))
+        answers += "Attempt" not in text
+    assert answers > 100
+
+
+def test_a_recipe_section_builds_the_task(tokenizer: Tokenizer) -> None:
+    config = MisconceptionsConfig(train_problems=10, test_problems=5)
+    task = build_task(config, tokenizer)
+    assert [len(task.prompts("train")), len(task.prompts("test"))] == [10, 5]
+    assert task.prompts("test") == build_task(config, tokenizer).prompts("test")

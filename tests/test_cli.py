@@ -1,0 +1,73 @@
+"""The command line as a user meets it, in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_cgrpo.config import load_recipe
+
+ROOT = Path(__file__).parents[1]
+SANDBOX = ROOT / "examples" / "sandbox.yaml"
+
+
+def mcgrpo(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "megatron_cgrpo", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+def test_validate_says_that_a_recipe_is_valid() -> None:
+    result = mcgrpo("validate", SANDBOX, "parallel.tp=1", "parallel.dp=2")
+    assert result.returncode == 0
+    assert "valid, preset critique_grpo, 2 trainer ranks" in result.stdout
+
+
+def test_validate_prints_the_resolved_recipe() -> None:
+    result = mcgrpo("validate", SANDBOX, "algorithm.preset=r1_drgrpo", "seed=5", "--print")
+    expected = load_recipe(SANDBOX, ["algorithm.preset=r1_drgrpo", "seed=5"])
+    assert yaml.safe_load(result.stdout) == expected.model_dump(mode="json")
+
+
+def test_validate_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from megatron_cgrpo.cli import app\n"
+        f"assert CliRunner().invoke(app, ['validate', {str(SANDBOX)!r}]).exit_code == 0\n"
+        "print(sorted({'torch', 'ray', 'vllm', 'megatron', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert result.stdout == "[]\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "override", "message"),
+    [
+        ("validate", "train.stesp=1", "error train.stesp: no such key; the nearest is train.steps"),
+        ("validate", "model.path=nowhere", "error model.path"),
+        ("train", "parallel.tp=4", "error parallel.tp=4: exceeds the model's 2 key/value heads"),
+        ("eval", "rollout.top_p=0.9", "error rollout.top_p=0.9"),
+        ("sample", "critic.kind=none", "error algorithm.refinements=1"),
+    ],
+)
+def test_a_refused_recipe_ends_with_2_and_a_sentence(command: str, override: str, message: str) -> None:
+    result = mcgrpo(command, SANDBOX, override)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_an_earlier_run_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    result = mcgrpo("train", SANDBOX, f"run.dir={tmp_path}")
+    assert result.returncode == 2
+    assert "--resume" in result.stderr
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["{}\n"]
+
+
+@pytest.mark.parametrize("command", ["validate", "train", "eval", "sample"])
+def test_help_has_an_example(command: str) -> None:
+    result = mcgrpo(command, "--help")
+    assert result.returncode == 0
+    assert f"Example: mcgrpo {command} examples/sandbox.yaml" in " ".join(result.stdout.split())

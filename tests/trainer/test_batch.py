@@ -1,0 +1,111 @@
+"""Groups into rows: advantages, denominators, what is left out, mini-batches, and the tokens that train."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_cgrpo.config.algorithm import AlgorithmConfig
+from megatron_cgrpo.trainer.batch import build_rows, loss_spec
+from megatron_cgrpo.types import Completion, Critique, FinishReason, Group, Origin, Prompt, Sample, Verdict
+
+LIMIT = 10
+
+
+def sample(origin: Origin, reward: float, length: int, token: int) -> Sample:
+    completion = Completion([token] * length, [-0.1 * (i + 1) for i in range(length)], FinishReason.STOP, 3)
+    critique = Critique("cot", "wrong at 2", [90, 91, 92], False) if origin is Origin.REFINEMENT else None
+    return Sample(origin, completion, "", Verdict(reward, "x"), seed=0, critique=critique)
+
+
+def group(name: int, rewards: list[float], lengths: list[int], refinements: tuple[float, ...] = ()) -> Group:
+    """``refinements`` are the rewards of the refined responses; the last one alone is selected."""
+    return Group(
+        Prompt(str(name), "", [name, name + 1], ""),
+        [sample(Origin.ROLLOUT, r, n, 50 + name) for r, n in zip(rewards, lengths, strict=True)],
+        [sample(Origin.REFINEMENT, r, 4, 70 + name) for r in refinements],
+        [len(refinements) - 1] if refinements else [],
+    )
+
+
+FAILED = group(1, [0, 0, 0], [2, 3, 1], refinements=(0.0, 1.0))
+SOLVED = group(3, [1, 1, 1], [5, 5, 5])
+MIXED = group(5, [1, 0, 0], [2, 0, 4])
+GROUPS = [FAILED, SOLVED, MIXED]
+RESPONSES, TOKENS = 10, 2 + 3 + 1 + 4 + 15 + 6
+
+
+def config(**sections: object) -> AlgorithmConfig:
+    return AlgorithmConfig.model_validate(sections)
+
+
+def test_a_refinement_joins_its_group_and_trains_on_the_question_alone() -> None:
+    result = build_rows([FAILED], config(), 1, LIMIT)
+    assert result.advantages == [[-0.25, -0.25, -0.25, 0.75]]
+    row = result.mini_batches[0][-1]
+    assert row.token_ids == [1, 2, 71, 71, 71, 71]
+    assert (row.prompt_length, row.response_length, row.origin) == (2, 4, Origin.REFINEMENT)
+    assert row.advantage == 0.75
+    assert row.behaviour_logprobs == FAILED.samples[-1].completion.logprobs
+    assert row.old_logprobs is None and row.reference_logprobs is None
+
+
+def test_groups_without_signal_are_left_out_but_counted() -> None:
+    result = build_rows(GROUPS, config(), 1, LIMIT)
+    (rows,) = result.mini_batches
+    assert [row.token_ids[0] for row in rows] == [1, 1, 1, 1, 5, 5]
+    assert result.advantages[1] == [0, 0, 0]
+    assert {row.weight for row in rows} == {1 / (RESPONSES * LIMIT)}
+
+
+@pytest.mark.parametrize("term", ["kl", "entropy"])
+def test_regularised_groups_without_signal_stay(term: str) -> None:
+    (rows,) = build_rows(GROUPS, config(**{term: {"coef": 0.01}}), 1, LIMIT).mini_batches
+    assert len(rows) == RESPONSES - 1, "all but the empty response"
+
+
+@pytest.mark.parametrize("reduction", ["constant", "token_mean", "sequence_mean"])
+def test_denominators_cover_the_whole_mini_batch(reduction: str) -> None:
+    (rows,) = build_rows(GROUPS, config(reduction=reduction), 1, LIMIT).mini_batches
+    for row in rows:
+        expected = {
+            "constant": 1 / (RESPONSES * LIMIT),
+            "token_mean": 1 / TOKENS,
+            "sequence_mean": 1 / (RESPONSES * row.response_length),
+        }
+        assert row.weight == pytest.approx(expected[reduction])
+
+
+def test_mini_batches_split_groups_evenly_each_with_its_own_denominator() -> None:
+    groups = [group(10 * i, [1, 0], [i, i]) for i in range(1, 6)]
+    result = build_rows(groups, config(reduction="token_mean"), 2, LIMIT)
+    assert [[row.token_ids[0] for row in rows] for rows in result.mini_batches] == [
+        [10, 10, 20, 20],
+        [30, 30, 40, 40, 50, 50],
+    ]
+    assert [rows[0].weight for rows in result.mini_batches] == pytest.approx([1 / 6, 1 / 24])
+    assert len(result.advantages) == 5
+
+
+def test_a_mini_batch_can_be_empty() -> None:
+    assert build_rows([SOLVED, MIXED], config(), 2, LIMIT).mini_batches[0] == []
+
+
+def test_more_updates_than_groups_is_refused() -> None:
+    with pytest.raises(ValueError, match="updates_per_step=4 exceeds the 3 groups"):
+        build_rows(GROUPS, config(), 4, LIMIT)
+
+
+def test_every_switch_reaches_the_loss() -> None:
+    spec = loss_spec(
+        config(
+            clip={"low": None, "high": 0.3},
+            refinement={"ratio": "importance", "gamma": 0.2, "clip": False},
+            kl={"coef": 0.4, "estimator": "k2"},
+            entropy={"coef": 0.5},
+            correction={"mode": "token_mask", "cap": 3},
+        )
+    )
+    assert (spec.clip_low, spec.clip_high) == (None, 0.3)
+    assert (spec.refinement_ratio, spec.refinement_gamma, spec.refinement_clip) == ("importance", 0.2, False)
+    assert (spec.kl_coef, spec.kl_estimator, spec.entropy_coef) == (0.4, "k2", 0.5)
+    assert (spec.correction, spec.correction_cap) == ("token_mask", 3)
