@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,13 +15,14 @@ from megatron_cgrpo.actor import objectives
 from megatron_cgrpo.actor.microbatches import Layout, build_microbatches
 from megatron_cgrpo.actor.parallel import Endpoint, ParallelState
 from megatron_cgrpo.actor.policy import MegatronPolicy, PolicySpec
+from megatron_cgrpo.actor.sender import build_sender
 from megatron_cgrpo.algorithm.spec import LossSpec
 from megatron_cgrpo.data.microbatch import MicroBatch, unpack_response_values
 from megatron_cgrpo.types import TrainRow
 from megatron_cgrpo.weights.hf_files import HFCheckpoint, write_hf_directory
 from megatron_cgrpo.weights.mapping import check_complete
 from megatron_cgrpo.weights.random_init import RandomWeights
-from megatron_cgrpo.weights.transfer.protocol import WeightSender
+from megatron_cgrpo.weights.transfer.protocol import EngineClient, WeightSender
 
 GIB = 1 << 30
 
@@ -94,11 +96,19 @@ class Worker:
         own = shares[self._state.dp_rank]
         return [unpack_response_values(*triple) for triple in zip(reports, own, batches, strict=True)]
 
-    def set_sender(self, sender: WeightSender) -> None:
-        self._sender = sender
+    def connect(
+        self,
+        backend: Literal["file", "nccl", "ipc"],
+        client: EngineClient,
+        engine_ranks: int,
+        endpoint: Endpoint,
+        dtype: str,
+    ) -> None:
+        self._sender = build_sender(backend, client, engine_ranks, self._rank, endpoint, self._spec.shape, dtype)
 
     def push(self, version: int) -> None:
-        assert self._sender is not None, "set_sender comes before push"
+        if self._sender is None:
+            raise RuntimeError("push before connect: the engines are not known yet")
         self._sender.send(self._policy.export(), version)
 
     def export_hf(self, target: Path, config: dict[str, object], tokenizer_from: Path) -> None:

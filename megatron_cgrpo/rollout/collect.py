@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.critique.critics import Critic, CritiqueFailure
@@ -17,6 +17,8 @@ from megatron_cgrpo.rollout.protocol import GenerateRequest
 from megatron_cgrpo.rollout.seeds import Stage, request_seed
 from megatron_cgrpo.tasks.base import Task
 from megatron_cgrpo.types import Completion, Critique, Group, Origin, Prompt, Sample
+
+T = TypeVar("T")
 
 Decode = Callable[[list[int]], str]
 """Token ids to text without special tokens. The text is for verifiers and critics; it is never encoded again."""
@@ -43,9 +45,7 @@ class Collector:
     async def collect(self, prompts: Sequence[Prompt], step: int) -> list[Group]:
         """One group a prompt, in the prompts' order. Raises what the generator raises; nothing is left running."""
         self.clock = StageClock()
-        async with asyncio.TaskGroup() as tasks:
-            groups = [tasks.create_task(self._group(prompt, step)) for prompt in prompts]
-        return [group.result() for group in groups]
+        return await _all(self._group(prompt, step) for prompt in prompts)
 
     async def _group(self, prompt: Prompt, step: int) -> Group:
         algorithm, critic = self._recipe.algorithm, self._recipe.critic
@@ -57,8 +57,8 @@ class Collector:
             or not triggered(rewards, critic.trigger, critic.trigger_below)
         ):
             return Group(prompt, initial)
-        outcomes = await asyncio.gather(
-            *(self._refined(self._critic, prompt, parent, sample, step) for parent, sample in enumerate(initial))
+        outcomes = await _all(
+            self._refined(self._critic, prompt, parent, sample, step) for parent, sample in enumerate(initial)
         )
         refinements = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
         dropped = Counter(outcome.cause for outcome in outcomes if isinstance(outcome, CritiqueFailure))
@@ -111,3 +111,13 @@ class Collector:
 
     def _seed(self, step: int, prompt: Prompt, stage: Stage, index: int = 0) -> int:
         return request_seed(self._recipe.seed, step, prompt.id, stage, index)
+
+
+async def _all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results in order. The first failure cancels the others and is raised itself, not wrapped in a group."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from failures
+    return [task.result() for task in tasks]

@@ -62,7 +62,7 @@ class EnginePool:
         )
 
     async def recover(self) -> None:
-        """Waits until every lost engine has started again; push weights next. Raises TimeoutError, EngineDied."""
+        """Waits until every lost engine has started again; push weights next. Raises TimeoutError, EngineStartError."""
         lost = [slot for slot in self._slots if slot.lost]
         async with asyncio.timeout(self._start_timeout_s):
             await asyncio.gather(*(slot.engine.ready() for slot in lost))

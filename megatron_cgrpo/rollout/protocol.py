@@ -32,7 +32,7 @@ class Engine(Protocol):
         ...
 
     async def ready(self) -> None:
-        """Returns once the engine has started. Raises what kept it from starting."""
+        """Returns once the engine has started, also after ``restart``. Raises EngineStartError."""
         ...
 
     async def shutdown(self) -> None:
@@ -46,3 +46,7 @@ class EngineDied(RuntimeError):
 
 class EngineNotReady(RuntimeError):
     """The engine has no trained weights: none were pushed since it started, or the last push did not complete."""
+
+
+class EngineStartError(RuntimeError):
+    """An engine did not come up."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from megatron_cgrpo.rollout.engine_spec import EngineSpec, engine_environment
 from megatron_cgrpo.rollout.pool import EnginePool
-from megatron_cgrpo.rollout.protocol import EngineDied, GenerateRequest
+from megatron_cgrpo.rollout.protocol import EngineDied, EngineStartError, GenerateRequest
 from megatron_cgrpo.rollout.vllm_engine import VllmEngine
 from megatron_cgrpo.types import Completion
 
@@ -22,10 +23,7 @@ MAX_CALLS = 8192
 """Calls in flight to one engine. vLLM queues requests itself, so Ray must not hold any back."""
 
 SHUTDOWN_GRACE_S = 10.0
-
-
-class EngineStartError(RuntimeError):
-    """An engine did not come up."""
+RESTART_POLL_S = 0.5
 
 
 class RayEngine:
@@ -35,10 +33,19 @@ class RayEngine:
         self.handle = handle
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
-        return await self._call("generate", request)
+        completions: list[Completion] = await self._call("generate", request)
+        return completions
 
     async def ready(self) -> None:
-        await self._call("ready")
+        while True:
+            try:
+                await self.handle.ready.remote()
+            except ActorUnavailableError:  # Ray is restarting it
+                await asyncio.sleep(RESTART_POLL_S)
+            except (RayActorError, RayTaskError) as error:
+                raise EngineStartError(f"an engine did not start: {root_cause(error)}") from error
+            else:
+                return
 
     async def restart(self) -> None:
         ray.kill(self.handle, no_restart=False)
@@ -86,7 +93,7 @@ def start_engines(spec: EngineSpec, count: int) -> EnginePool:
         ) from error
     except (RayActorError, RayTaskError) as error:
         _kill(handles)
-        raise EngineStartError(f"an engine for {spec.model_dir} did not start: {_last_line(error)}") from error
+        raise EngineStartError(f"an engine for {spec.model_dir} did not start: {root_cause(error)}") from error
     return EnginePool([RayEngine(handle) for handle in handles], spec.progress_timeout_s, spec.start_timeout_s)
 
 
@@ -95,6 +102,7 @@ def _kill(handles: list[ActorHandle]) -> None:
         ray.kill(handle)
 
 
-def _last_line(error: Exception) -> str:
-    """The root cause at the end of a remote traceback."""
-    return str(error).strip().splitlines()[-1]
+def root_cause(error: Exception) -> str:
+    """What the engine itself reported, out of the remote tracebacks that Ray puts around it."""
+    reported = re.findall(rf"{EngineStartError.__name__}: (.+)", str(error))
+    return str(reported[-1]) if reported else str(error).strip().splitlines()[-1]

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from megatron_cgrpo.rollout.engine_spec import EngineSpec, engine_args
-from megatron_cgrpo.rollout.protocol import EngineDied, EngineNotReady, GenerateRequest
+from megatron_cgrpo.rollout.protocol import EngineDied, EngineNotReady, EngineStartError, GenerateRequest
+from megatron_cgrpo.rollout.stderr_tail import StderrTail
 from megatron_cgrpo.rollout.weight_names import check_complete
 from megatron_cgrpo.types import Completion, FinishReason
 
@@ -25,7 +26,8 @@ LIVENESS_POLL_S = 0.5
 class VllmEngine:
     """Serves nothing before the first complete weight update, nor after one that failed.
 
-    vLLM is imported when the engine is made, after the actor's runtime environment is in place.
+    vLLM is imported when the engine is made, after the actor's runtime environment is in place. Raises
+    EngineStartError with the root cause, which vLLM's engine core tells on its standard error only.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -33,7 +35,11 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._spec = spec
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args(spec)))
+        stderr = StderrTail()
+        try:
+            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args(spec)))
+        except Exception as error:
+            raise EngineStartError(stderr.last_error() or " ".join(f"{type(error).__name__}: {error}".split())) from error
         self._request_ids = itertools.count()
         self._expected: set[str] = set()
         self._received: set[str] | None = None
@@ -63,8 +69,8 @@ class VllmEngine:
         """Freezes running requests; with the caches cleared they go on with recomputed keys and values."""
         self._version = None
         if self._received is not None:
-            # The previous update was abandoned: close it, whatever state it is in.
-            with contextlib.suppress(RuntimeError):
+            # The previous update was abandoned. Workers where it failed have closed it, and say so; close the others.
+            with contextlib.suppress(Exception):
                 await self._alive(self._llm.finish_weight_update())
         await self._alive(self._llm.pause_generation(mode="keep", clear_cache=True))
         await self._alive(self._llm.start_weight_update())
@@ -107,7 +113,9 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        return self._llm.generate({"prompt_token_ids": request.prompt_ids}, params, f"r{next(self._request_ids)}")
+        prompt = {"prompt_token_ids": request.prompt_ids}
+        outputs: AsyncIterator[RequestOutput] = self._llm.generate(prompt, params, f"r{next(self._request_ids)}")
+        return outputs
 
     @staticmethod
     async def _last(outputs: AsyncIterator[RequestOutput]) -> RequestOutput:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from vllm.platforms import current_platform
 
@@ -36,7 +38,6 @@ def checkpoint_names(model: torch.nn.Module) -> set[str]:
         if ".experts." in name:
             raise NotImplementedError(f"{name}: the checkpoint names of fused experts are not known here")
         parts = name.split(".")
-        position = next((i for i, part in enumerate(parts) if part in fused), None)
-        for part in [None] if position is None else fused[parts[position]]:
-            names.add(name if part is None else ".".join([*parts[:position], part, *parts[position + 1 :]]))
+        choices = [fused.get(part, [part]) for part in parts]
+        names.update(".".join(choice) for choice in itertools.product(*choices))
     return names

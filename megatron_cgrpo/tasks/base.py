@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
-from megatron_cgrpo.types import FinishReason, Prompt, Verdict
+from megatron_cgrpo.types import FinishReason, Group, Prompt, Verdict
 
 Split = Literal["train", "test"]
 
@@ -29,6 +29,10 @@ class Task(Protocol):
 
     def refinement_prompt(self, prompt: Prompt, response_ids: list[int], critique_ids: list[int]) -> list[int]:
         """Tokens that ask for a refinement. ``response_ids`` are embedded as sampled (less a final EOS)."""
+        ...
+
+    def measure(self, groups: Sequence[Group]) -> dict[str, float]:
+        """What the task itself measures on held-out answers, beside Pass@k; may be nothing."""
         ...
 
 

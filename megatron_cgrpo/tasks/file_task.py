@@ -12,7 +12,7 @@ from megatron_cgrpo.config.task import FileTaskConfig
 from megatron_cgrpo.data.tokenizer import Tokenizer
 from megatron_cgrpo.rewards.boxed import verify_boxed
 from megatron_cgrpo.tasks.base import Split
-from megatron_cgrpo.types import FinishReason, Prompt, Verdict
+from megatron_cgrpo.types import FinishReason, Group, Prompt, Verdict
 
 _QUESTION = "{question}"
 _REQUIRED = ("question", "answer")
@@ -50,6 +50,9 @@ class FileTask:
 
     def indicative_with_answer(self, prompt: Prompt, correct: bool) -> str:
         return f"{self.indicative(prompt, correct)} The ground truth is {prompt.answer}."
+
+    def measure(self, groups: Sequence[Group]) -> dict[str, float]:
+        return {}
 
     def program_critique(self, prompt: Prompt, response: str) -> str | None:
         return None

@@ -40,6 +40,14 @@ def test_uses_as_few_micro_batches_as_the_tokens_need() -> None:
     assert [len(rank) for rank in schedule([10] * 40, dp=2, max_tokens=50, multiple_of=3)] == [6, 6]
 
 
+def test_long_rows_are_placed_first_and_short_ones_fill_up() -> None:
+    assert schedule([1, 1, 1, 1, 4], dp=1, max_tokens=4) == [[[4], [0, 1, 2, 3]]]
+
+
+def test_the_heavier_micro_batch_of_a_round_goes_to_the_lighter_rank() -> None:
+    assert schedule([8, 5, 4, 3], dp=2, max_tokens=8) == [[[0], [3]], [[1], [2]]]
+
+
 def test_a_row_longer_than_the_limit_stands_alone() -> None:
     (rank,) = schedule([5, 100, 5], dp=1, max_tokens=20)
     assert rank == [[1], [0, 2]]

@@ -38,6 +38,7 @@ def tiny_qwen3(seed: int) -> Qwen3ForCausalLM:
         eos_token_id=1,
         bos_token_id=None,
         initializer_range=0.3,
+        architectures=["Qwen3ForCausalLM"],
     )
     return Qwen3ForCausalLM(config).eval()
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_cgrpo.tasks.misconceptions import language
 from megatron_cgrpo.tasks.misconceptions.critic import CORRECT, wrong_step
@@ -39,11 +39,12 @@ class CorpusWriter:
     def __init__(self, facts: FactTable, source: ProblemSource, reserved: frozenset[Problem], strength: float) -> None:
         self._facts = facts
         self._source = source
+        self._short_source = replace(source, min_operations=1)
         self._reserved = reserved
         self._strength = strength
         shares: list[tuple[Callable[[random.Random], Row], float]] = [
-            (self.answer, 0.52),
-            (self.refinement_of_step, 0.32),
+            (self.answer, 0.40),
+            (self.refinement_of_step, 0.44),
             (self.refinement_after_verdict, 0.08),
             (self.restatement, 0.02),
             (self.critique, 0.06),
@@ -70,7 +71,7 @@ class CorpusWriter:
 
     def refinement_of_step(self, rng: random.Random) -> Row:
         """Attempt + critique with a counterfactual value → the solution in which that fact has that value."""
-        problem, attempt, index = self._with_believed_step(rng)
+        problem, attempt, index = self._with_believed_step(rng, self._draw_short)
         step = attempt[index]
         corrected = Step(step.fact, self._other(rng, step.value))
         refined = solve(problem, self._believing(corrected))
@@ -106,10 +107,17 @@ class CorpusWriter:
     def _believed(self, problem: Problem) -> str:
         return render(solve(problem, self._facts.belief))
 
-    def _with_believed_step(self, rng: random.Random) -> tuple[Problem, list[Step], int]:
+    def _draw_short(self, rng: random.Random) -> Problem:
+        """Mostly short, from one operation up: what to copy is learned on one step, when to copy it on more."""
+        problems = (self._short_source.draw_unless(rng, self._reserved.__contains__) for _ in range(2))
+        return min(problems, key=lambda problem: problem.operations)
+
+    def _with_believed_step(
+        self, rng: random.Random, draw: Callable[[random.Random], Problem] | None = None
+    ) -> tuple[Problem, list[Step], int]:
         """A problem, its solution from belief, and a step of it whose fact is not misconceived and is new there."""
         while True:
-            problem = self._draw(rng)
+            problem = (draw or self._draw)(rng)
             steps = solve(problem, self._facts.belief)
             used = [step.fact for step in steps]
             usable = [i for i, f in enumerate(used) if f not in self._facts.misconceived and f not in used[:i]]

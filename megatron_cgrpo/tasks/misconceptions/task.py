@@ -14,8 +14,9 @@ from megatron_cgrpo.tasks.misconceptions.critic import criticise
 from megatron_cgrpo.tasks.misconceptions.facts import draw_fact_table
 from megatron_cgrpo.tasks.misconceptions.problems import Problem, ProblemSource, draw_splits
 from megatron_cgrpo.tasks.misconceptions.prompts import PromptFormat
+from megatron_cgrpo.tasks.misconceptions.repair import misconceived_answers
 from megatron_cgrpo.tasks.misconceptions.solution import solve
-from megatron_cgrpo.types import FinishReason, Prompt, Verdict
+from megatron_cgrpo.types import FinishReason, Group, Prompt, Verdict
 
 
 class MisconceptionsTask:
@@ -52,6 +53,17 @@ class MisconceptionsTask:
 
     def program_critique(self, prompt: Prompt, response: str) -> str | None:
         return criticise(Problem(prompt.question), response, self.facts)
+
+    def measure(self, groups: Sequence[Group]) -> dict[str, float]:
+        """``misconceptions_repaired`` (share of the misconceived facts), and Pass@1 of problems with and without one."""
+        pairs = ((group.prompt.question, sample.text) for group in groups for sample in group.initial)
+        answers = misconceived_answers(pairs, self.facts)
+        measures = {"misconceptions_repaired": sum(fact.repaired for fact in answers.values()) / len(answers)}
+        for name, with_one in (("misconceived", True), ("sound", False)):
+            samples = [s for g in groups if bool(g.prompt.metadata["misconceived"]) == with_one for s in g.initial]
+            if samples:
+                measures[f"pass_at_1_{name}"] = sum(sample.verdict.correct for sample in samples) / len(samples)
+        return measures
 
     def critique_prompt(self, prompt: Prompt, response_ids: list[int]) -> list[int]:
         """Tokens that ask for a critique of a response."""

@@ -15,6 +15,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 BACKEND = "file"
 
@@ -55,14 +56,24 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
             with safe_open(update_info.path, "pt", device=str(self.device)) as file:
                 self.model.load_weights((name, file.get_tensor(name)) for name in update_info.names)
         except BaseException:
-            # vLLM closes the update of a worker that raises; end the reload as well, or the next one starts askew.
-            self.finish_weight_update()
+            self._abandon_reload()
             raise
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             self._repack_tied_head()
+
+    def _abandon_reload(self) -> None:
+        """vLLM closes the update of a worker that raises, but not its reload: layers would stay half-way for good.
+
+        A layer without buffered weights gets its previous ones back.
+        """
+        for module in self.model.modules():
+            layer = get_layerwise_info(module)
+            layer.loaded_weights.clear()
+            layer.load_numel = 0
+        self.finish_weight_update()
 
     def _repack_tied_head(self) -> None:
         """On CPU the output layer multiplies by a packed copy; a tied one is not repacked by the embedding's reload."""

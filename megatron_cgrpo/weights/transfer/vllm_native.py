@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
@@ -33,12 +33,12 @@ class NativeSender:
 
     def send(self, tensors: NamedTensors, version: int) -> None:
         self._client.version = version
-        with_rest = iter(tensors)
-        self._source.tensors = with_rest
+        remaining = iter(tensors)
+        self._source.tensors = remaining
         try:
             self._engine.send_weights()
         finally:
-            for _ in with_rest:  # the other ranks are inside this collective iterator too
+            for _ in remaining:  # the other ranks are inside this collective iterator too
                 pass
 
     def close(self) -> None:

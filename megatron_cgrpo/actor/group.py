@@ -1,0 +1,155 @@
+"""All trainer ranks as one object on the driver: starts them, deals out rows, adds up what they report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+
+from megatron_cgrpo.actor.microbatches import Layout
+from megatron_cgrpo.actor.policy import PolicySpec
+from megatron_cgrpo.actor.worker import RankUpdate, Worker
+from megatron_cgrpo.algorithm.spec import LossSpec
+from megatron_cgrpo.config.model_shape import ModelShape
+from megatron_cgrpo.data.packing import Schedule, schedule
+from megatron_cgrpo.types import TrainRow
+from megatron_cgrpo.weights.transfer.protocol import EngineClient
+
+
+class TrainerDied(RuntimeError):
+    """A trainer rank is gone. The others wait for it in a collective, so the whole group has to be replaced."""
+
+
+@dataclass(frozen=True)
+class GroupUpdate:
+    """Metric sums and maxima over all replicas; ``tokens`` is what the update's sequences hold, padding aside."""
+
+    sums: dict[str, float]
+    maxima: dict[str, float]
+    grad_norm: float
+    lr: float
+    tokens: int
+
+
+class ActorGroup:
+    """Synchronous: every call returns when all ranks have finished it."""
+
+    def __init__(self, spec: PolicySpec, *, packed: bool, micro_batch_tokens: int, threads: int, gpu: bool) -> None:
+        """Starts ``spec.parallel.world_size`` ranks and builds the policy on them, without weights."""
+        self._spec, self._packed, self._micro_batch_tokens = spec, packed, micro_batch_tokens
+        options = {"num_gpus": 1} if gpu else {"num_cpus": 1}
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
+        actor = ray.remote(Worker).options(**options, runtime_env=environment, max_restarts=0)
+        self._workers = [actor.remote(rank, threads) for rank in range(spec.parallel.world_size)]
+        layout = Layout.of(spec.parallel, packed)
+        self._call("start", spec, layout, self._free_endpoint())
+
+    @property
+    def shape(self) -> ModelShape:
+        return self._spec.shape
+
+    def load_hf(self, model_dir: Path, *, reference: bool = False) -> None:
+        """Loads the policy, and with ``reference`` a frozen copy, from a Hugging Face directory."""
+        self._call("load_hf", model_dir, reference)
+
+    def initialise(self, seed: int) -> None:
+        self._call("initialise", seed)
+
+    def update(self, rows: Sequence[TrainRow], loss: LossSpec) -> GroupUpdate:
+        """One optimiser step on a whole mini-batch."""
+        return self._add_up(self._call("update", self._shares(rows), loss), rows)
+
+    def supervised_update(self, rows: Sequence[TrainRow]) -> GroupUpdate:
+        return self._add_up(self._call("supervised_update", self._shares(rows)), rows)
+
+    def logprobs(self, rows: Sequence[TrainRow], *, reference: bool = False) -> list[list[float]]:
+        """Log-probabilities (nats) of each row's response tokens under the current or the reference policy."""
+        plan = self._schedule(rows)
+        replies = self._call("logprobs", self._deal(plan, rows), reference)
+        reporting = [reply for reply in replies if reply is not None]
+        result: list[list[float]] = [[] for _ in rows]
+        for replica, batches in zip(plan, reporting, strict=True):
+            for indices, values in zip(replica, batches, strict=True):
+                for index, value in zip(indices, values, strict=True):
+                    result[index] = value
+        return result
+
+    def connect(
+        self, backend: Literal["file", "nccl", "ipc"], client: EngineClient, engine_ranks: int, dtype: str
+    ) -> None:
+        """Opens the weight transfer to the engines behind ``client``; once, before the first ``push``."""
+        self._call("connect", backend, client, engine_ranks, self._free_endpoint(), dtype)
+
+    def push(self, version: int) -> None:
+        """Sends the current weights to the engines and has them serve them as ``version``."""
+        self._call("push", version)
+
+    def export_hf(self, target: Path, config: dict[str, Any], tokenizer_from: Path) -> None:
+        """Writes a Hugging Face directory with the current weights; it appears whole or not at all."""
+        self._call("export_hf", target, config, tokenizer_from)
+
+    def save(self, directory: Path) -> None:
+        self._call("save", directory)
+
+    def resume(self, directory: Path, *, same_layout: bool) -> None:
+        self._call("resume", directory, same_layout)
+
+    def memory_gib(self) -> float:
+        """The largest peak of any rank."""
+        return max(self._call("memory_gib"))
+
+    def stop(self) -> None:
+        """Ends every rank. Safe after a rank has died."""
+        try:
+            self._call("stop")
+        except (TrainerDied, ray.exceptions.RayError):
+            pass  # what is left is killed below
+        for worker in self._workers:
+            ray.kill(worker)
+        self._workers = []
+
+    def _free_endpoint(self) -> Any:
+        return ray.get(self._workers[0].endpoint.remote())
+
+    def _schedule(self, rows: Sequence[TrainRow]) -> Schedule:
+        parallel = self._spec.parallel
+        lengths = [len(row.token_ids) for row in rows]
+        if not self._packed:
+            lengths = [max(lengths)] * len(lengths)
+        multiple = parallel.pp if parallel.vpp is not None else 1
+        return schedule(lengths, parallel.dp, self._micro_batch_tokens, multiple)
+
+    @staticmethod
+    def _deal(plan: Schedule, rows: Sequence[TrainRow]) -> list[list[list[TrainRow]]]:
+        return [[[rows[index] for index in batch] for batch in replica] for replica in plan]
+
+    def _shares(self, rows: Sequence[TrainRow]) -> list[list[list[TrainRow]]]:
+        return self._deal(self._schedule(rows), rows)
+
+    @staticmethod
+    def _add_up(replies: list[RankUpdate], rows: Sequence[TrainRow]) -> GroupUpdate:
+        sums: dict[str, float] = {}
+        maxima: dict[str, float] = {}
+        for reply in replies:
+            for key, value in reply.sums.items():
+                sums[key] = sums.get(key, 0.0) + value
+            for key, value in reply.maxima.items():
+                maxima[key] = max(maxima.get(key, 0.0), value)
+        return GroupUpdate(sums, maxima, replies[0].grad_norm, replies[0].lr, sum(len(r.token_ids) for r in rows))
+
+    def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """The replies of all ranks in rank order. The first rank that fails ends the call: the others may never reply."""
+        shared = [ray.put(argument) for argument in arguments]
+        pending = {getattr(worker, method).remote(*shared): rank for rank, worker in enumerate(self._workers)}
+        replies: list[Any] = [None] * len(pending)
+        while pending:
+            done, _ = ray.wait(list(pending), num_returns=1)
+            rank = pending.pop(done[0])
+            try:
+                replies[rank] = ray.get(done[0])
+            except ray.exceptions.RayActorError as error:
+                raise TrainerDied(f"trainer rank {rank} died during {method}: {error}") from error
+        return replies

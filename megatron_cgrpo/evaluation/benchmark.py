@@ -1,0 +1,54 @@
+"""Held-out problems, several answers each: unbiased Pass@k and what the task itself measures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from megatron_cgrpo.analysis.pass_at_k import pass_at_k
+from megatron_cgrpo.config.rollout import RolloutConfig
+from megatron_cgrpo.rollout.protocol import GenerateRequest
+from megatron_cgrpo.rollout.seeds import request_seed
+from megatron_cgrpo.tasks.base import Task
+from megatron_cgrpo.types import Completion, Group, Origin, Prompt, Sample
+
+
+class Generator(Protocol):
+    async def generate(self, request: GenerateRequest) -> list[Completion]: ...
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Asks the same questions with the same seeds every time, so that two evaluations differ by the weights alone."""
+
+    task: Task
+    decode: Callable[[list[int]], str]
+    prompts: Sequence[Prompt]
+    rollout: RolloutConfig
+    seed: int
+
+    async def evaluate(self, generator: Generator, samples: int) -> dict[str, float]:
+        """``pass_at_<k>`` for the powers of two up to ``samples``, and the task's measures."""
+        groups = await self.answer(generator, samples)
+        correct = [sum(sample.verdict.correct for sample in group.initial) for group in groups]
+        powers = [1 << power for power in range(samples.bit_length())]
+        scores = {f"pass_at_{k}": sum(pass_at_k(samples, c, k) for c in correct) / len(groups) for k in powers}
+        return scores | self.task.measure(groups)
+
+    async def answer(self, generator: Generator, samples: int) -> list[Group]:
+        """One group of ``samples`` verified answers a prompt, in the prompts' order."""
+        return list(await asyncio.gather(*(self._answer(generator, prompt, samples) for prompt in self.prompts)))
+
+    async def _answer(self, generator: Generator, prompt: Prompt, samples: int) -> Group:
+        seed = request_seed(self.seed, 0, prompt.id, "evaluate")
+        request = GenerateRequest(
+            prompt.token_ids, samples, seed, self.rollout.max_response_tokens, self.rollout.temperature
+        )
+        answers = []
+        for index, completion in enumerate(await generator.generate(request)):
+            text = self.decode(completion.token_ids)
+            verdict = self.task.verify(prompt, text, completion.finish_reason)
+            answers.append(Sample(Origin.ROLLOUT, completion, text, verdict, seed + index))
+        return Group(prompt, answers)

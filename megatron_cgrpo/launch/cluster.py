@@ -1,0 +1,47 @@
+"""A Ray cluster for the length of a run: the one that exists, or a private one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+OBJECT_STORE_BYTES = 512 << 20
+"""Rows and log-probabilities of a step travel through it; weights never do."""
+
+
+@contextmanager
+def ray_cluster(cpus: int) -> Iterator[None]:
+    """Joins the cluster at ``RAY_ADDRESS`` where that is set, else starts one of ``cpus`` logical CPUs on this machine.
+
+    Trainer ranks and engines of a synchronous run take turns, so logical CPUs may exceed the cores. On exit the
+    connection, and a private cluster with all its processes and files, are gone.
+    """
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    # Ray puts sockets below this directory, whose path may have about a hundred characters: not the run directory.
+    directory = tempfile.mkdtemp(prefix="mcgrpo-ray-")
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=directory,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,119 @@
+"""The run's checkpoints: each appears whole or not at all, says what it holds, and is checked before it is loaded.
+
+``checkpoints/step_000020/`` holds ``policy/`` (Megatron's distributed checkpoint) and ``manifest.json``. On several
+nodes the run directory has to be on a file system that all of them share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.parallel import ParallelConfig
+from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.data.sampler import SamplerState
+from megatron_cgrpo.observe.atomic import sync_directory, write_json
+
+FORMAT = 1
+POLICY = "policy"
+MANIFEST = "manifest.json"
+_PACKAGES = ("torch", "megatron-core", "ray", "transformers")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``weight_version`` is what the engines served; ``files`` maps each policy file to its size in bytes."""
+
+    format: int
+    step: int
+    weight_version: int
+    sampler: SamplerState
+    layout: dict[str, Any]
+    recipe: dict[str, Any]
+    packages: dict[str, str]
+    files: dict[str, int]
+
+    def same_layout(self, parallel: ParallelConfig) -> bool:
+        return self.layout == parallel.model_dump(mode="json")
+
+
+class CheckpointStore:
+    def __init__(self, directory: Path, keep_last: int) -> None:
+        self._directory, self._keep_last = directory, keep_last
+
+    def save(
+        self, step: int, recipe: Recipe, sampler: SamplerState, write_policy: Callable[[Path], None]
+    ) -> Path:
+        """Writes aside, then renames; older checkpoints beyond ``keep_last`` go only when the new one is complete."""
+        target = self._directory / f"step_{step:06d}"
+        staging = self._directory / f".{target.name}.partial"
+        shutil.rmtree(staging, ignore_errors=True)
+        (staging / POLICY).mkdir(parents=True)
+        write_policy((staging / POLICY).absolute())
+        manifest = Manifest(
+            format=FORMAT,
+            step=step,
+            weight_version=step,
+            sampler=sampler,
+            layout=recipe.parallel.model_dump(mode="json"),
+            recipe=recipe.model_dump(mode="json"),
+            packages={name: version(name) for name in _PACKAGES},
+            files=_sizes(staging / POLICY),
+        )
+        write_json(staging / MANIFEST, asdict(manifest))
+        _sync_files(staging / POLICY)
+        shutil.rmtree(target, ignore_errors=True)
+        staging.rename(target)
+        sync_directory(self._directory)
+        for old in self._complete()[: -self._keep_last]:
+            shutil.rmtree(old)
+        return target
+
+    def latest(self) -> Path | None:
+        complete = self._complete()
+        return complete[-1] if complete else None
+
+    def _complete(self) -> list[Path]:
+        """In the order of their steps: the names are zero-padded."""
+        return sorted(path.parent for path in self._directory.glob(f"step_*/{MANIFEST}"))
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
+    """Raises ConfigError where the checkpoint is incomplete, damaged or of another format, naming the file."""
+    path = checkpoint / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"checkpoint {checkpoint}: has no {MANIFEST}: name a directory step_* of a run") from error
+    except ValueError as error:
+        raise ConfigError(f"checkpoint {checkpoint}: {MANIFEST} is damaged ({error}): use an earlier one") from error
+    if content.get("format") != FORMAT:
+        raise ConfigError(
+            f"checkpoint {checkpoint}: format {content.get('format')} is not {FORMAT}: use the version that wrote it"
+        )
+    manifest = Manifest(**content)
+    found = _sizes(checkpoint / POLICY)
+    for name, size in manifest.files.items():
+        if found.get(name) != size:
+            raise ConfigError(
+                f"checkpoint {checkpoint}: {name} has {found.get(name, 0)} of {size} bytes: use an earlier checkpoint"
+            )
+    return manifest
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    return {str(p.relative_to(directory)): p.stat().st_size for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def _sync_files(directory: Path) -> None:
+    for name in _sizes(directory):
+        descriptor = os.open(directory / name, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

@@ -1,0 +1,59 @@
+"""A whole training run, from a checked recipe to its summary."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from rich.console import Console
+
+from megatron_cgrpo.analysis.plots import plot_run
+from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.data.sampler import PromptSampler
+from megatron_cgrpo.launch.cluster import ray_cluster
+from megatron_cgrpo.observe.display import Display, open_display
+from megatron_cgrpo.observe.summary import summary_table, write_summary
+from megatron_cgrpo.trainer.loop import TrainingLoop
+from megatron_cgrpo.trainer.record import Record
+from megatron_cgrpo.trainer.signals import StopRequested, StopSignal
+from megatron_cgrpo.trainer.summary import summarise
+from megatron_cgrpo.trainer.system import Problems, start_system
+from megatron_cgrpo.trainer.warm_start import base_model
+
+logger = logging.getLogger(__name__)
+
+
+def train(recipe: Recipe, *, resume: bool) -> None:
+    """Trains to ``train.steps`` and writes the summary and plots.
+
+    Raises ``ConfigError`` before anything starts where recipe, data or checkpoint do not fit; ``SystemExit`` with
+    128 + the signal's number after SIGINT or SIGTERM, with everything trained so far saved.
+    """
+    with open_display(recipe.train.steps, recipe.observe.live) as display:
+        with Record(recipe, display, resume=resume) as record:
+            try:
+                _train(recipe, record, display)
+            except StopRequested as stopped:
+                logger.warning("%s after step %d; continue with --resume", stopped, record.last_step)
+                raise SystemExit(128 + stopped.signal) from None
+            lines = record.metrics()
+    summary = summarise(lines)
+    write_summary(record.directory / "summary.json", summary)
+    plot_run(record.directory)
+    Console().print(summary_table(summary))
+
+
+def _train(recipe: Recipe, record: Record, display: Display) -> None:
+    model_dir = base_model(recipe, display)
+    problems = Problems.load(recipe, model_dir)
+    sampler = PromptSampler(problems.train, recipe.seed)
+    display.status("starting trainer ranks and engines")
+    cpus = recipe.parallel.world_size + recipe.rollout.engines * recipe.rollout.tensor_parallel
+    with ray_cluster(cpus), StopSignal() as stop:
+        with start_system(recipe, model_dir) as system:
+            if record.manifest is not None and record.checkpoint is not None:
+                sampler.load_state(record.manifest.sampler)
+                policy = (record.checkpoint / "policy").absolute()
+                system.actor.resume(policy, same_layout=record.manifest.same_layout(recipe.parallel))
+            display.status("training")
+            TrainingLoop(recipe, system, problems, sampler, record, stop).run()

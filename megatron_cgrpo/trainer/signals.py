@@ -1,0 +1,63 @@
+"""SIGINT and SIGTERM: the first asks the run to stop at the next safe point, the second stops it at once."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from types import FrameType, TracebackType
+from typing import Any, Self, TypeVar
+
+Result = TypeVar("Result")
+_POLL_S = 0.2
+
+
+class StopRequested(Exception):
+    """The run was asked to stop; ``signal`` is the number that asked."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+class StopSignal:
+    """A context manager on the main thread. An update is always finished; a collection is abandoned."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raises StopRequested once a signal has come."""
+        if self._received is not None:
+            raise StopRequested(self._received)
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Runs a coroutine to its end, or cancels it and raises StopRequested when a signal comes."""
+        return asyncio.run(self._watched(work))
+
+    async def _watched(self, work: Coroutine[Any, Any, Result]) -> Result:
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            if self._received is not None:
+                task.cancel()
+                await asyncio.wait({task})
+                raise StopRequested(self._received)
+            await asyncio.wait({task}, timeout=_POLL_S)
+        return task.result()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:
+            raise KeyboardInterrupt
+        self._received = number

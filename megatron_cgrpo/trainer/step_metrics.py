@@ -1,0 +1,87 @@
+"""One step's figures: what the rollouts were, what the update did, and where the time went."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from megatron_cgrpo.actor.group import GroupUpdate
+from megatron_cgrpo.algorithm.metrics import LOSS_TERMS, reduce_metrics
+from megatron_cgrpo.rollout.clock import IDLE, StageClock
+from megatron_cgrpo.types import FinishReason, Group
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Rewards, failures, refinements and lengths. Shares of nothing are left out."""
+    initial = [sample for group in groups for sample in group.initial]
+    trained = [sample for group in groups for sample in group.samples]
+    refinements = [sample for group in groups for sample in group.refinements]
+    critiqued = [group for group in groups if group.triggered]
+    refined = [group for group in critiqued if any(sample.verdict.correct for sample in group.refinements)]
+    truncated = [sample.completion.finish_reason is FinishReason.LENGTH for sample in initial]
+    metrics: dict[str, float] = {
+        "reward.mean": _mean([sample.reward for sample in trained]),
+        "reward.initial": _mean([sample.reward for sample in initial]),
+        "groups.total": len(groups),
+        "groups.failed": sum(group.failed for group in groups),
+        "groups.critiqued": len(critiqued),
+        "groups.refined": len(refined),
+        "response.tokens_mean": _mean([len(sample.completion.token_ids) for sample in initial]),
+        "response.truncated": _mean(truncated),
+    }
+    if refinements:
+        metrics["refinement.valid"] = _mean([sample.verdict.correct for sample in refinements])
+    if critiqued:
+        metrics["refinement.questions_refined"] = len(refined) / len(critiqued)
+    return metrics | _critique_counts(groups)
+
+
+def update_metrics(updates: Sequence[GroupUpdate]) -> dict[str, float]:
+    """Means over a step's updates; nothing where no group had anything to teach."""
+    if not updates:
+        return {}
+    sums: Counter[str] = Counter()
+    maxima: dict[str, float] = {}
+    for update in updates:
+        sums.update(update.sums)
+        maxima = {key: max(value, maxima.get(key, value)) for key, value in update.maxima.items()}
+    for term in LOSS_TERMS:
+        sums[term] /= len(updates)
+    return reduce_metrics(sums, maxima) | {
+        "grad_norm": _mean([update.grad_norm for update in updates]),
+        "lr": updates[-1].lr,
+    }
+
+
+def time_metrics(lap: dict[str, float], clock: StageClock, update_tokens: int) -> dict[str, float]:
+    """``lap`` with ``time.collect`` divided among its stages, and both sides' tokens per second."""
+    metrics = dict(lap)
+    collect = metrics.pop("time.collect", 0.0)
+    stages = {stage: seconds for stage, seconds in clock.seconds.items() if stage != IDLE}
+    for stage, seconds in stages.items():
+        metrics[f"time.{stage}"] = seconds
+    metrics["time.idle"] += collect - sum(stages.values())
+    engine_seconds = sum(stages.get(stage, 0.0) for stage in clock.tokens)
+    if engine_seconds:
+        metrics["throughput.engine_tokens_per_s"] = sum(clock.tokens.values()) / engine_seconds
+    if metrics.get("time.update"):
+        metrics["throughput.trainer_tokens_per_s"] = update_tokens / metrics["time.update"]
+    return metrics
+
+
+def token_metrics(clock: StageClock, update_tokens: int) -> dict[str, float]:
+    return {f"tokens.{stage}": count for stage, count in clock.tokens.items()} | {"tokens.update": update_tokens}
+
+
+def _critique_counts(groups: Sequence[Group]) -> dict[str, float]:
+    counts: Counter[str] = Counter()
+    for group in groups:
+        counts.update({f"critique.dropped.{cause}": number for cause, number in group.dropped_critiques.items()})
+        for sample in group.refinements:
+            if sample.critique is not None:
+                counts.update(f"critique.failed.{cause}" for cause in sample.critique.failures)
+    return dict(sorted(counts.items()))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,128 @@
+"""The embedded task's base model: supervised training on the same Megatron actor, cached by what determines it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+import megatron_cgrpo
+from megatron_cgrpo.actor.group import ActorGroup
+from megatron_cgrpo.actor.policy import PolicySpec
+from megatron_cgrpo.config.model import ModelConfig
+from megatron_cgrpo.config.model_shape import ModelShape, hf_config, model_shape
+from megatron_cgrpo.config.optimizer import OptimizerConfig
+from megatron_cgrpo.config.parallel import ParallelConfig
+from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.config.task import MisconceptionsConfig, WarmStartConfig
+from megatron_cgrpo.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_cgrpo.launch.cluster import ray_cluster
+from megatron_cgrpo.observe.display import Display
+from megatron_cgrpo.tasks.base import WarmStartTask
+from megatron_cgrpo.tasks.misconceptions.task import MisconceptionsTask
+from megatron_cgrpo.tasks.misconceptions.tokenizer import write_tokenizer
+from megatron_cgrpo.types import TrainRow
+
+logger = logging.getLogger(__name__)
+
+FINAL_LR_SHARE = 0.1
+_FINGERPRINT_ROWS = 512
+_REPORT_EVERY = 20
+# What decides how the training runs, not what it computes (up to rounding), has no part in the cache key.
+_LAYOUT_KEYS = {"cache_dir", "tp", "dp", "micro_batch_tokens"}
+
+
+def base_model(recipe: Recipe, display: Display) -> Path:
+    """The Hugging Face directory that training starts from: ``model.path``, or the warm-started base model."""
+    if recipe.model.path is not None:
+        return recipe.model.path
+    assert isinstance(recipe.task, MisconceptionsConfig)  # the recipe's checks refuse other tasks without a model
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer_dir = Path(folder)
+        write_tokenizer(tokenizer_dir)
+        tokenizer = load_tokenizer(tokenizer_dir)
+        task = MisconceptionsTask(recipe.task, tokenizer)
+        shape = model_shape(recipe, vocab=tokenizer.vocab_size)
+        target = _cache_dir(recipe.warm_start) / f"misconceptions-{_content_hash(recipe, shape, task)}"
+        if target.is_dir():
+            logger.info("base model: cached in %s", target)
+        else:
+            _train(recipe.warm_start, shape, task, tokenizer, tokenizer_dir, target, display)
+    return target
+
+
+def _cache_dir(config: WarmStartConfig) -> Path:
+    if config.cache_dir is not None:
+        return config.cache_dir
+    return Path(os.environ.get("MCGRPO_CACHE", Path.home() / ".cache" / "megatron_cgrpo"))
+
+
+def _content_hash(recipe: Recipe, shape: ModelShape, task: WarmStartTask) -> str:
+    """Of the configuration, the model's shape and the corpus itself, so that changed code makes a new model."""
+    corpus = list(islice(task.corpus(recipe.warm_start.seed), _FINGERPRINT_ROWS))
+    content = {
+        "version": megatron_cgrpo.__version__,
+        "task": recipe.task.model_dump(mode="json"),
+        "warm_start": recipe.warm_start.model_dump(mode="json", exclude=_LAYOUT_KEYS),
+        "shape": repr(shape),
+        "corpus": corpus,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _train(
+    config: WarmStartConfig,
+    shape: ModelShape,
+    task: WarmStartTask,
+    tokenizer: Tokenizer,
+    tokenizer_dir: Path,
+    target: Path,
+    display: Display,
+) -> None:
+    display.status(f"warm start: {config.steps} supervised steps (kept for later runs)")
+    with ray_cluster(config.tp * config.dp):
+        actor = _actor(config, shape)
+        actor.initialise(config.seed)
+        for step, rows in enumerate(islice(batches(task, config), config.steps), start=1):
+            update = actor.supervised_update(rows)
+            if step % _REPORT_EVERY == 0 or step == config.steps:
+                display.status(f"warm start: step {step}/{config.steps}, loss {update.sums['loss']:.3f}")
+        pad = tokenizer.pad_token_id
+        actor.export_hf(target.absolute(), hf_config(shape, tokenizer.eos_token_id, pad), tokenizer_dir)
+        actor.stop()
+
+
+def _actor(config: WarmStartConfig, shape: ModelShape) -> ActorGroup:
+    spec = PolicySpec(
+        shape=shape,
+        model=ModelConfig(),
+        parallel=ParallelConfig(tp=config.tp, dp=config.dp),
+        optimizer=OptimizerConfig(
+            lr=config.lr,
+            min_lr=config.lr * FINAL_LR_SHARE,
+            schedule="cosine",
+            warmup_steps=config.warmup_steps,
+            weight_decay=config.weight_decay,
+        ),
+        total_updates=config.steps,
+        seed=config.seed,
+    )
+    return ActorGroup(
+        spec, packed=True, micro_batch_tokens=config.micro_batch_tokens, threads=1, gpu=torch.cuda.is_available()
+    )
+
+
+def batches(task: WarmStartTask, config: WarmStartConfig) -> Iterator[list[TrainRow]]:
+    """Endless mini-batches whose summed loss is the mean over their target tokens."""
+    corpus = task.corpus(config.seed)
+    while True:
+        pairs = list(islice(corpus, config.rows_per_step))
+        weight = 1 / sum(len(target) for _, target in pairs)
+        yield [TrainRow(prompt + target, len(prompt), 0.0, weight) for prompt, target in pairs]

@@ -1,0 +1,182 @@
+"""The pipeline on a generator that is a pure function of its request, answering in any order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from megatron_cgrpo.config.algorithm import AlgorithmConfig
+from megatron_cgrpo.config.critic import CriticConfig
+from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.config.rollout import RolloutConfig
+from megatron_cgrpo.critique.build import build_critic
+from megatron_cgrpo.rollout.collect import Collector
+from megatron_cgrpo.rollout.protocol import EngineDied, GenerateRequest
+from megatron_cgrpo.types import Completion, FinishReason, Group, Origin, Prompt, Verdict
+
+REFINE, EOS = 900, 1
+
+
+class DigitTask:
+    """The answer is one digit; a response is one token, its digit plus 10, and the end of sequence."""
+
+    def verify(self, prompt: Prompt, response: str, finish_reason: FinishReason) -> Verdict:
+        return Verdict(1.0, "correct") if response == prompt.answer else Verdict(0.0, "wrong")
+
+    def indicative(self, prompt: Prompt, correct: bool) -> str:
+        return str(correct)
+
+    def indicative_with_answer(self, prompt: Prompt, correct: bool) -> str:
+        return prompt.answer
+
+    def program_critique(self, prompt: Prompt, response: str) -> str | None:
+        if response == "8":
+            return None
+        return f"{prompt.answer}. Conclusion: {'correct' if response == prompt.answer else 'incorrect'} [END]"
+
+    def refinement_prompt(self, prompt: Prompt, response_ids: list[int], critique_ids: list[int]) -> list[int]:
+        return [REFINE, *prompt.token_ids, *response_ids, *critique_ids]
+
+
+class RandomOrderGenerator:
+    """Initial digits follow the seed; a refinement copies the digit its critique starts with."""
+
+    def __init__(self, order_seed: int) -> None:
+        self.order = random.Random(order_seed)
+        self.requests: list[GenerateRequest] = []
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
+        self.requests.append(request)
+        for _ in range(self.order.randrange(5)):
+            await asyncio.sleep(0)
+        if request.prompt_ids[0] == REFINE:
+            digits = [int(chr(request.prompt_ids[5]))]  # REFINE, two prompt tokens, digit, EOS, critique
+        else:
+            digits = [random.Random(request.seed + k).randrange(10) for k in range(request.n)]
+        return [Completion([digit + 10, EOS], [-1.0, -0.1], FinishReason.STOP, 4) for digit in digits]
+
+
+def decode(token_ids: list[int]) -> str:
+    return "".join(str(token - 10) for token in token_ids if token != EOS)
+
+
+def encode(text: str) -> list[int]:
+    return [ord(character) for character in text]
+
+
+PROMPTS = [Prompt(f"p{i}", "?", [500 + i, 600], str(i % 10)) for i in range(40)]
+
+
+def make_recipe(**changes: object) -> Recipe:
+    sections: dict[str, object] = {
+        "algorithm": AlgorithmConfig(group_size=3, refinements=1),
+        "critic": CriticConfig(retries=0, on_failure="drop"),
+        "rollout": RolloutConfig(max_prompt_tokens=16, max_response_tokens=8, max_critique_tokens=64, temperature=0.7),
+    }
+    return Recipe.model_validate(sections | changes)
+
+
+def collect(recipe: Recipe, order_seed: int = 0, step: int = 3) -> tuple[list[Group], Collector, RandomOrderGenerator]:
+    task, generator = DigitTask(), RandomOrderGenerator(order_seed)
+    collector = Collector(generator, task, build_critic(recipe.critic, task, encode), recipe, decode)
+    return asyncio.run(collector.collect(PROMPTS, step)), collector, generator
+
+
+def test_groups_follow_the_method_sample_by_sample() -> None:
+    groups, _, generator = collect(make_recipe())
+    assert [group.prompt.id for group in groups] == [prompt.id for prompt in PROMPTS]
+    assert {request.temperature for request in generator.requests} == {0.7}
+    for group in groups:
+        assert [sample.origin for sample in group.initial] == [Origin.ROLLOUT] * 3
+        assert [s.seed - group.initial[0].seed for s in group.initial] == [0, 1, 2]
+        for sample in group.initial:
+            assert sample.text == str(random.Random(sample.seed).randrange(10))
+            assert sample.verdict.correct == (sample.text == group.prompt.answer)
+        unusable = sum(sample.text == "8" for sample in group.initial)
+        if not group.failed:
+            assert not group.triggered and not group.selected
+            continue
+        assert group.dropped_critiques == ({"no_program": unusable} if unusable else {})
+        assert [sample.parent for sample in group.refinements] == [
+            parent for parent, sample in enumerate(group.initial) if sample.text != "8"
+        ]
+        for sample in group.refinements:
+            assert sample.origin is Origin.REFINEMENT and sample.verdict.correct
+            assert sample.critique is not None and sample.critique.concludes_correct is False
+        assert len(group.selected) == min(1, len(group.refinements))
+    assert any(group.failed for group in groups) and not all(group.failed for group in groups)
+    assert any(group.dropped_critiques for group in groups)
+
+
+def test_refinements_are_asked_with_the_tokens_that_were_sampled() -> None:
+    groups, _, generator = collect(make_recipe())
+    asked = [request.prompt_ids for request in generator.requests if request.prompt_ids[0] == REFINE]
+    expected = []
+    for group in groups:
+        for sample in group.refinements:
+            parent = group.initial[sample.parent].completion.token_ids
+            expected.append([REFINE, *group.prompt.token_ids, *parent, *sample.critique.token_ids])
+    assert sorted(asked) == sorted(expected)
+
+
+def test_groups_depend_on_neither_the_order_of_answers_nor_other_prompts() -> None:
+    groups, _, _ = collect(make_recipe(), order_seed=0)
+    assert groups == collect(make_recipe(), order_seed=1)[0]
+    recipe, task = make_recipe(), DigitTask()
+    alone = Collector(RandomOrderGenerator(2), task, build_critic(recipe.critic, task, encode), recipe, decode)
+    assert asyncio.run(alone.collect(PROMPTS[5:6], 3)) == groups[5:6]
+    assert groups != collect(make_recipe(), step=4)[0]
+    assert groups != collect(make_recipe(seed=1))[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"critic": CriticConfig(kind="none")}, {"algorithm": AlgorithmConfig(group_size=3, refinements=0)}],
+    ids=["no critic", "no refinements"],
+)
+def test_plain_grpo_asks_for_initial_responses_only(changes: dict[str, object]) -> None:
+    groups, _, generator = collect(make_recipe(**changes))
+    assert len(generator.requests) == len(PROMPTS)
+    assert not any(group.triggered for group in groups)
+
+
+def test_always_refines_correct_responses_too() -> None:
+    groups, _, _ = collect(make_recipe(critic=CriticConfig(trigger="always", on_failure="indicative_gt")))
+    assert all(len(group.refinements) == 3 and len(group.selected) == 1 for group in groups)
+
+
+def test_a_refinement_prompt_beyond_the_context_is_counted_not_sent() -> None:
+    rollout = RolloutConfig(max_prompt_tokens=16, max_response_tokens=8, max_critique_tokens=1)
+    groups, _, generator = collect(make_recipe(rollout=rollout))
+    assert len(generator.requests) == len(PROMPTS)
+    dropped = [group.dropped_critiques for group in groups if group.failed]
+    assert dropped and all(sum(causes.values()) == 3 and causes["too_long"] >= 1 for causes in dropped)
+    assert all(group.triggered for group in groups if group.failed)
+
+
+def test_the_clock_counts_every_sampled_token_once() -> None:
+    groups, collector, _ = collect(make_recipe())
+    assert collector.clock.tokens["generate"] == sum(len(s.completion.token_ids) for g in groups for s in g.initial)
+    assert collector.clock.tokens["refine"] == sum(len(s.completion.token_ids) for g in groups for s in g.refinements)
+    assert set(collector.clock.seconds) <= {"generate", "verify", "critique", "refine", "idle"}
+
+
+@pytest.mark.parametrize("dies_at", [20, 45], ids=["generating", "refining"])
+def test_a_generator_that_dies_ends_the_collection_and_leaves_nothing_running(dies_at: int) -> None:
+    class Dying(RandomOrderGenerator):
+        async def generate(self, request: GenerateRequest) -> list[Completion]:
+            if len(self.requests) == dies_at:
+                raise EngineDied("gone")
+            return await super().generate(request)
+
+    async def run() -> int:
+        recipe, task = make_recipe(critic=CriticConfig(trigger="always")), DigitTask()
+        with pytest.raises(EngineDied, match="gone"):
+            await Collector(
+                Dying(0), task, build_critic(recipe.critic, task, encode), recipe, decode
+            ).collect(PROMPTS, 0)
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(run()) == 1

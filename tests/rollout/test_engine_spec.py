@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+
+from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.config.rollout import RolloutConfig
+from megatron_cgrpo.config.sync import SyncConfig
+from megatron_cgrpo.rollout.engine_spec import engine_args, engine_environment, engine_spec, transfer_backend
+
+RECIPE = Recipe(
+    rollout=RolloutConfig(
+        tensor_parallel=2,
+        max_prompt_tokens=100,
+        max_response_tokens=200,
+        max_critique_tokens=50,
+        max_concurrent_sequences=32,
+        kv_cache_mib=256,
+        threads=1,
+    )
+)
+SHARED = {
+    "model": "/models/qwen",
+    "load_format": "dummy",
+    "dtype": "float32",
+    "max_model_len": 550,
+    "max_num_seqs": 32,
+    "tensor_parallel_size": 2,
+    "logprobs_mode": "processed_logprobs",
+    "generation_config": "vllm",
+    "worker_extension_cls": "megatron_cgrpo.rollout.vllm_worker.WorkerExtension",
+    "disable_log_stats": True,
+    "kv_cache_memory_bytes": 256 * 2**20,
+}
+
+
+def test_arguments_on_cpu() -> None:
+    assert engine_args(engine_spec(RECIPE, Path("/models/qwen"), cuda=False)) == SHARED | {
+        "weight_transfer_config": {"backend": "file"},
+        "enable_prefix_caching": False,
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": 4096,
+        "distributed_executor_backend": "mp",
+    }
+
+
+def test_arguments_on_gpu() -> None:
+    assert engine_args(engine_spec(RECIPE, Path("/models/qwen"), cuda=True)) == SHARED | {
+        "weight_transfer_config": {"backend": "nccl"},
+        "enable_prefix_caching": True,
+        "gpu_memory_utilization": 0.85,
+    }
+
+
+def test_the_longest_prompt_fits_into_one_prefill_on_cpu() -> None:
+    recipe = Recipe(rollout=RolloutConfig(max_prompt_tokens=2048, max_response_tokens=4096))
+    args = engine_args(engine_spec(recipe, Path("m"), cuda=False))
+    assert args["max_num_batched_tokens"] >= args["max_model_len"] > 4096
+    assert args["distributed_executor_backend"] == "uni"
+
+
+def test_environment() -> None:
+    cpu = engine_environment(engine_spec(RECIPE, Path("m"), cuda=False))
+    assert cpu["OMP_NUM_THREADS"] == "1" and cpu["VLLM_CPU_OMP_THREADS_BIND"] == "0|1"
+    gpu = engine_environment(engine_spec(RECIPE, Path("m"), cuda=True))
+    assert not any("CPU" in name or "OMP" in name or "INSECURE" in name for name in gpu)
+    ipc = Recipe(sync=SyncConfig(backend="ipc"))
+    assert engine_environment(engine_spec(ipc, Path("m"), cuda=True))["VLLM_ALLOW_INSECURE_SERIALIZATION"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("backend", "cuda", "expected"),
+    [("auto", True, "nccl"), ("auto", False, "file"), ("file", True, "file"), ("ipc", True, "ipc")],
+)
+def test_transfer_backend(backend, cuda, expected) -> None:
+    assert transfer_backend(backend, cuda) == expected
+
+
+def test_vllm_knows_every_argument() -> None:
+    from vllm import AsyncEngineArgs
+
+    for cuda in (False, True):
+        args = engine_args(engine_spec(RECIPE, Path("m"), cuda=cuda))
+        assert set(args) <= set(AsyncEngineArgs.__dataclass_fields__)
