@@ -101,7 +101,7 @@ def evaluate(
     with _config_errors():
         resolved = _load(recipe, overrides)
         _log_progress()
-        from megatron_cgrpo.evaluation.command import evaluate as evaluate_recipe
+        from megatron_cgrpo.trainer.serve import evaluate as evaluate_recipe
 
         scores = evaluate_recipe(resolved, checkpoint)
     if as_json:
@@ -130,12 +130,13 @@ def sample(
     with _config_errors():
         resolved = _load(recipe, overrides)
         _log_progress()
-        from megatron_cgrpo.evaluation.command import sample as sample_recipe
+        from megatron_cgrpo.trainer.serve import sample as sample_recipe
 
         group = sample_recipe(resolved, question=question, checkpoint=checkpoint, n=n)
     typer.echo(group.prompt.question)
     for answer in group.initial:
-        typer.echo(f"  [{answer.verdict.cause}] {answer.text}")
+        verdict = f"[{answer.verdict.cause}] " if group.prompt.answer else ""
+        typer.echo(f"  {verdict}{answer.text}")
 
 
 def _load(recipe: Path, overrides: list[str] | None) -> Recipe:

@@ -97,6 +97,10 @@ class ActorGroup:
     def resume(self, directory: Path, *, same_layout: bool) -> None:
         self._call("resume", directory, same_layout)
 
+    def load_checkpoint(self, directory: Path) -> None:
+        """The parameters alone, for use without training."""
+        self._call("load_checkpoint", directory)
+
     def memory_gib(self) -> float:
         """The largest peak of any rank."""
         return max(self._call("memory_gib"))

@@ -109,3 +109,7 @@ class MegatronPolicy:
         checkpoint.load_checkpoint(
             directory, self._chunks, self._optimizer, self._scheduler, self._state, same_layout
         )
+
+    def load_parameters(self, directory: Path) -> None:
+        """The parameters of a checkpoint, without its optimiser."""
+        checkpoint.load_model(directory, self._chunks)

@@ -125,6 +125,9 @@ class Worker:
     def resume(self, directory: Path, same_layout: bool) -> None:
         self._policy.resume(directory, same_layout)
 
+    def load_checkpoint(self, directory: Path) -> None:
+        self._policy.load_parameters(directory)
+
     def memory_gib(self) -> float:
         """Peak device memory with CUDA, else peak resident memory of the process."""
         if torch.cuda.is_available():

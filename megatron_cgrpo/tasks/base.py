@@ -15,6 +15,13 @@ class Task(Protocol):
 
     def prompts(self, split: Split) -> Sequence[Prompt]: ...
 
+    def ask(self, question: str) -> Prompt:
+        """A prompt for a question of the user's; ``answer`` is empty where the task cannot work it out.
+
+        Raises ``ConfigError`` where the task cannot read the question.
+        """
+        ...
+
     def verify(self, prompt: Prompt, response: str, finish_reason: FinishReason) -> Verdict: ...
 
     def indicative(self, prompt: Prompt, correct: bool) -> str:

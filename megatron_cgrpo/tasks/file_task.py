@@ -32,6 +32,7 @@ class FileTask:
             raise ConfigError(
                 f"task.prompt_template={config.prompt_template!r} has no {_QUESTION}: say where the question goes"
             )
+        self._tokenizer, self._template = tokenizer, config.prompt_template
         self._eos = tokenizer.eos_token_id
         self._attempt, self._feedback, self._again = map(tokenizer.encode, (_ATTEMPT, _FEEDBACK, _AGAIN))
         self._prompts: dict[Split, list[Prompt]] = {
@@ -41,6 +42,10 @@ class FileTask:
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
         return self._prompts[split]
+
+    def ask(self, question: str) -> Prompt:
+        ids = self._tokenizer.encode(self._template.replace(_QUESTION, question))
+        return Prompt("asked", question, ids, answer="")
 
     def verify(self, prompt: Prompt, response: str, finish_reason: FinishReason) -> Verdict:
         return verify_boxed(response, prompt.answer, finish_reason)

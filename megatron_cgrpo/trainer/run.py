@@ -13,11 +13,12 @@ from megatron_cgrpo.data.sampler import PromptSampler
 from megatron_cgrpo.launch.cluster import ray_cluster
 from megatron_cgrpo.observe.display import Display, open_display
 from megatron_cgrpo.observe.summary import summary_table, write_summary
+from megatron_cgrpo.trainer.checkpoints import POLICY
 from megatron_cgrpo.trainer.loop import TrainingLoop
 from megatron_cgrpo.trainer.record import Record
 from megatron_cgrpo.trainer.signals import StopRequested, StopSignal
 from megatron_cgrpo.trainer.summary import summarise
-from megatron_cgrpo.trainer.system import Problems, start_system
+from megatron_cgrpo.trainer.system import Problems, logical_cpus, start_system
 from megatron_cgrpo.trainer.warm_start import base_model
 
 logger = logging.getLogger(__name__)
@@ -48,12 +49,11 @@ def _train(recipe: Recipe, record: Record, display: Display) -> None:
     problems = Problems.load(recipe, model_dir)
     sampler = PromptSampler(problems.train, recipe.seed)
     display.status("starting trainer ranks and engines")
-    cpus = recipe.parallel.world_size + recipe.rollout.engines * recipe.rollout.tensor_parallel
-    with ray_cluster(cpus), StopSignal() as stop:
+    with ray_cluster(logical_cpus(recipe)), StopSignal() as stop:
         with start_system(recipe, model_dir) as system:
             if record.manifest is not None and record.checkpoint is not None:
                 sampler.load_state(record.manifest.sampler)
-                policy = (record.checkpoint / "policy").absolute()
+                policy = (record.checkpoint / POLICY).absolute()
                 system.actor.resume(policy, same_layout=record.manifest.same_layout(recipe.parallel))
             display.status("training")
             TrainingLoop(recipe, system, problems, sampler, record, stop).run()

@@ -66,6 +66,11 @@ class System:
     pool: EnginePool
 
 
+def logical_cpus(recipe: Recipe) -> int:
+    """One for each trainer rank and each engine worker."""
+    return recipe.parallel.world_size + recipe.rollout.engines * recipe.rollout.tensor_parallel
+
+
 @contextmanager
 def start_system(recipe: Recipe, model_dir: Path) -> Iterator[System]:
     """Starts both sides at once, loads the policy from ``model_dir``, connects them; stops both on exit."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.task import MisconceptionsConfig
 from megatron_cgrpo.tasks.misconceptions.facts import OPERATORS, Fact
 
@@ -27,6 +29,14 @@ class Problem:
     def fact(self, step: int, value: int) -> Fact:
         """What step ``step`` (from 0) computes when the value so far is ``value``."""
         return Fact(value, self.text[2 * step + 1], int(self.text[2 * step + 2]))
+
+
+def read_problem(text: str, modulus: int) -> Problem:
+    """Raises ``ConfigError`` where ``text`` is no chain of digits below ``modulus``."""
+    operators = re.escape("".join(OPERATORS))
+    if not re.fullmatch(rf"\d([{operators}]\d)+", text) or any(c.isdigit() and int(c) >= modulus for c in text):
+        raise ConfigError(f"question {text!r}: ask a chain of digits below {modulus}, such as 7*8-9+4")
+    return Problem(text)
 
 
 @dataclass(frozen=True)

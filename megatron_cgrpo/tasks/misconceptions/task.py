@@ -12,7 +12,7 @@ from megatron_cgrpo.tasks.misconceptions import language
 from megatron_cgrpo.tasks.misconceptions.corpus import CorpusWriter, Row
 from megatron_cgrpo.tasks.misconceptions.critic import criticise
 from megatron_cgrpo.tasks.misconceptions.facts import draw_fact_table
-from megatron_cgrpo.tasks.misconceptions.problems import Problem, ProblemSource, draw_splits
+from megatron_cgrpo.tasks.misconceptions.problems import Problem, ProblemSource, draw_splits, read_problem
 from megatron_cgrpo.tasks.misconceptions.prompts import PromptFormat
 from megatron_cgrpo.tasks.misconceptions.repair import misconceived_answers
 from megatron_cgrpo.tasks.misconceptions.solution import solve
@@ -41,6 +41,9 @@ class MisconceptionsTask:
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
         return self._prompts[split]
+
+    def ask(self, question: str) -> Prompt:
+        return self._prompt("asked", 0, read_problem(question, self.facts.modulus))
 
     def verify(self, prompt: Prompt, response: str, finish_reason: FinishReason) -> Verdict:
         return verify_boxed(response, prompt.answer, finish_reason)
@@ -85,7 +88,7 @@ class MisconceptionsTask:
             return self._format.critique(row.problem.text, attempt)
         return self._format.refinement(row.problem.text, attempt, self._tokenizer.encode(row.critique))
 
-    def _prompt(self, split: Split, index: int, problem: Problem) -> Prompt:
+    def _prompt(self, split: str, index: int, problem: Problem) -> Prompt:
         steps = solve(problem, self.facts.truth)
         used = dict.fromkeys(str(step.fact) for step in steps if step.fact in self.facts.misconceived)
         return Prompt(
