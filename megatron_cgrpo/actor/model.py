@@ -90,8 +90,9 @@ def transformer_config(
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp,
         sequence_parallel=parallel.sequence_parallel,
-        # Micro-batches have the lengths that packing gave them, so stages announce shapes to each other.
-        variable_seq_lengths=True,
+        # Micro-batches have the lengths that packing gave them, so stages announce shapes to each other; with virtual
+        # stages all micro-batches are alike, and over gloo the announcements of few micro-batches would deadlock.
+        variable_seq_lengths=parallel.vpp is None,
         moe_token_dispatcher_type="alltoall",  # Megatron checks this against variable lengths in dense models too
         # The loss is a sum whose weights already hold the denominator: Megatron must not divide it by micro-batches.
         calculate_per_token_loss=True,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from vllm import _custom_ops
 
-ROWS = 16
+ROWS = 64
+"""Large batches lose a fifth of the products' speed, and a single row costs what 64 do; fewer rows slow the former."""
 
 
 def install() -> None:

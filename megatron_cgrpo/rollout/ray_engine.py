@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from typing import Any
 
@@ -51,11 +52,9 @@ class RayEngine:
         ray.kill(self.handle, no_restart=False)
 
     async def shutdown(self) -> None:
-        try:
-            # The engine core is a child process: let the actor end it, then make sure of the actor itself.
+        # The engine core is a child process: let the actor end it, then make sure of the actor itself.
+        with contextlib.suppress(EngineDied, TimeoutError):
             await asyncio.wait_for(self._call("shutdown"), SHUTDOWN_GRACE_S)
-        except (EngineDied, TimeoutError):
-            pass
         ray.kill(self.handle)
 
     async def _call(self, method: str, *args: Any) -> Any:

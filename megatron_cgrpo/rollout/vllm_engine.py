@@ -39,7 +39,8 @@ class VllmEngine:
         try:
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args(spec)))
         except Exception as error:
-            raise EngineStartError(stderr.last_error() or " ".join(f"{type(error).__name__}: {error}".split())) from error
+            own = " ".join(f"{type(error).__name__}: {error}".split())
+            raise EngineStartError(stderr.last_error() or own) from error
         self._request_ids = itertools.count()
         self._expected: set[str] = set()
         self._received: set[str] | None = None

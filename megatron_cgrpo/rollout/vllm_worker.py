@@ -33,7 +33,7 @@ def checkpoint_names(model: torch.nn.Module) -> set[str]:
     Raises NotImplementedError for fused mixture-of-experts weights, whose names follow no such mapping.
     """
     fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
-    names = set()
+    names: set[str] = set()
     for name, _ in model.named_parameters():
         if ".experts." in name:
             raise NotImplementedError(f"{name}: the checkpoint names of fused experts are not known here")

@@ -31,10 +31,7 @@ class WeightClient:
             for index, info in enumerate(infos):
                 info["rank_offset"] += index * self._tensor_parallel
         ray.get(
-            [
-                engine.init_weight_transfer_engine.remote(info)
-                for engine, info in zip(self._engines, infos, strict=True)
-            ]
+            [engine.init_weight_transfer_engine.remote(info) for engine, info in zip(self._engines, infos, strict=True)]
         )
 
     def start_weight_update(self) -> None:

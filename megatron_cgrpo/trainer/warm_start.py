@@ -33,6 +33,7 @@ from megatron_cgrpo.types import TrainRow
 logger = logging.getLogger(__name__)
 
 FINAL_LR_SHARE = 0.1
+BETAS = (0.9, 0.95)
 _FINGERPRINT_ROWS = 512
 _REPORT_EVERY = 20
 # What decides how the training runs, not what it computes (up to rounding), has no part in the cache key.
@@ -110,6 +111,7 @@ def _actor(config: WarmStartConfig, shape: ModelShape) -> ActorGroup:
             schedule="cosine",
             warmup_steps=config.warmup_steps,
             weight_decay=config.weight_decay,
+            betas=BETAS,
         ),
         total_updates=config.steps,
         seed=config.seed,

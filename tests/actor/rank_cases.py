@@ -63,12 +63,12 @@ def training_rows(vocab: int = 61) -> list[TrainRow]:
 SPEC = LossSpec(entropy_coef=0.1, refinement_clip=False)
 
 
-def gradients(rank: int, port: int, model_dir: str, cases: list[Case]) -> list[dict[str, torch.Tensor]]:
+def gradients(rank: int, ports: list[int], model_dir: str, cases: list[Case]) -> list[dict[str, torch.Tensor]]:
     """Per case: this rank's gradient error against ``grads.pt`` (parameter -> relative error), and the loss."""
     results = []
     oracle = torch.load(Path(model_dir) / "grads.pt")
     for number, case in enumerate(cases):
-        with _World(case, rank, port + number) as world:
+        with _World(case, rank, ports[number]) as world:
             shape = read_model_shape(Path(model_dir))
             chunks = build_chunks(shape, ModelConfig(logprob_chunk=16, recompute=case.recompute), case.config(), world)
             load_weights(chunks, shape, HFCheckpoint(Path(model_dir)).read, world)
@@ -89,20 +89,15 @@ def gradients(rank: int, port: int, model_dir: str, cases: list[Case]) -> list[d
     return results
 
 
-def logits(rank: int, port: int, model_dirs: list[str], cases: list[Case]) -> list[tuple[str, torch.Tensor | None, dict]]:
+def logits(rank: int, ports: list[int], model_dirs: list[str], cases: list[Case]) -> list[tuple[str, torch.Tensor | None, dict]]:
     """Per model and case: full logits [t, vocabulary] on the reporting rank, and the export on rank 0."""
     results = []
     for number, case in enumerate(cases):
-        with _World(case, rank, port + number) as world:
+        with _World(case, rank, ports[number]) as world:
             for directory in model_dirs:
                 shape = read_model_shape(Path(directory))
                 chunks = build_chunks(shape, ModelConfig(), case.config(), world)
                 load_weights(chunks, shape, HFCheckpoint(Path(directory)).read, world)
-                collected: list[torch.Tensor] = []
-
-                def keep(output: torch.Tensor, unused: Any = None) -> Any:
-                    collected.append(output.detach())
-
                 found = _forward_logits(chunks, case, world)
                 export = {name: tensor.clone() for name, tensor in WeightExport(chunks, shape, world)}
                 results.append((directory, found, export))

@@ -12,16 +12,28 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 
+PORTS = 16
+"""How many worlds a function may go through, one after the other."""
+
+
 def run_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[Any]:
-    """``function(rank, port, *args)`` on each rank, in fresh processes; results in rank order."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """``function(rank, ports, *args)`` on each rank, in fresh processes; results in rank order."""
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_call, (function, port, folder, args), nprocs=world)
+        multiprocessing.spawn(_call, (function, _free_ports(), folder, args), nprocs=world)
         return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(world)]
 
 
-def _call(rank: int, function: Callable[..., Any], port: int, folder: str, args: tuple[Any, ...]) -> None:
+def _free_ports() -> list[int]:
+    probes = [socket.socket() for _ in range(PORTS)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def _call(rank: int, function: Callable[..., Any], ports: list[int], folder: str, args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    torch.save(function(rank, port, *args), Path(folder) / str(rank))
+    torch.save(function(rank, ports, *args), Path(folder) / str(rank))

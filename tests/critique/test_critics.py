@@ -70,9 +70,7 @@ def test_program_critique_keeps_its_own_verdict_even_against_the_verifier() -> N
         (Teacher(error=ValueError("boom")), "error"),
     ],
 )
-def test_a_failed_critique_falls_back_or_is_dropped_with_every_attempt_on_record(
-    teacher: Teacher, cause: str
-) -> None:
+def test_a_failed_critique_falls_back_or_is_dropped_with_every_attempt_on_record(teacher: Teacher, cause: str) -> None:
     replaced = ask(CriticConfig(kind="cot", retries=2, on_failure="indicative_gt"), teacher)
     assert isinstance(replaced, Critique)
     assert (replaced.kind, replaced.failures) == ("indicative_gt", (cause,) * 3)

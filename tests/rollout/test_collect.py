@@ -174,9 +174,9 @@ def test_a_generator_that_dies_ends_the_collection_and_leaves_nothing_running(di
     async def run() -> int:
         recipe, task = make_recipe(critic=CriticConfig(trigger="always")), DigitTask()
         with pytest.raises(EngineDied, match="gone"):
-            await Collector(
-                Dying(0), task, build_critic(recipe.critic, task, encode), recipe, decode
-            ).collect(PROMPTS, 0)
+            await Collector(Dying(0), task, build_critic(recipe.critic, task, encode), recipe, decode).collect(
+                PROMPTS, 0
+            )
         return len(asyncio.all_tasks())
 
     assert asyncio.run(run()) == 1

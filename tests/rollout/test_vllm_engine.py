@@ -75,9 +75,7 @@ def test_a_partial_first_push_is_refused_by_name(pool: EnginePool, sender: FileS
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_after_a_push_greedy_output_is_that_of_transformers(
-    pool: EnginePool, sender: FileSender, version: int
-) -> None:
+def test_after_a_push_greedy_output_is_that_of_transformers(pool: EnginePool, sender: FileSender, version: int) -> None:
     """Twice, with different weights: a tied output layer that keeps old weights would show in the second round."""
     model = tiny_qwen3(seed=10 + version)
     sender.send(hf_tensors(model).items(), version)

@@ -77,6 +77,13 @@ def test_a_named_value_is_never_the_one_believed_and_the_refinement_takes_it(dem
         assert {v for f, v in steps(row.target) if f == fact} == {value}
 
 
+def test_corrections_start_from_single_steps_and_reach_full_length(demonstrations: list[Row]) -> None:
+    lengths = Counter(row.problem.operations for row, _, _ in named_steps(demonstrations))
+    assert sorted(lengths) == [1, 2, 3, 4, 5]
+    assert lengths[1] > lengths[5]
+    assert {row.problem.operations for row in demonstrations if row.attempt is None} == {2, 3, 4, 5}
+
+
 def test_the_rest_of_a_refinement_follows_belief(demonstrations: list[Row]) -> None:
     for row, fact, _ in named_steps(demonstrations):
         for other, value in steps(row.target):

@@ -23,9 +23,22 @@ def test_every_sequence_of_ids_survives_the_round_trip_too(tokenizer: Tokenizer)
     assert tokenizer.encode(tokenizer.decode(ids)) == ids
 
 
-def test_phrases_are_one_token_and_digits_one_each(tokenizer: Tokenizer) -> None:
-    assert len(tokenizer.encode(r"7*8=6;\boxed{6}")) == 6 + 3
-    assert len(tokenizer.encode("Step 2 is wrong, it should be 7*8=6. Conclusion: incorrect [END]")) == 9
+def test_phrases_and_operations_are_one_token(tokenizer: Tokenizer) -> None:
+    assert [tokenizer.decode([i]) for i in tokenizer.encode(r"7*8=6;\boxed{6}")] == [
+        *("7", "*8", "=", "6", ";"),
+        *("\\boxed{", "6", "}"),
+    ]
+    critique = "Step 2 is wrong, it should be 7*8=6. Conclusion: incorrect [END]"
+    assert [tokenizer.decode([i]) for i in tokenizer.encode(critique)] == [
+        *("Step ", "2", " is wrong, it should be "),
+        *("7", "*8", "=", "6"),
+        ". Conclusion: incorrect [END]",
+    ]
+
+
+def test_an_operation_in_a_question_is_the_token_that_its_step_uses(tokenizer: Tokenizer) -> None:
+    question, step = tokenizer.encode("2+7*8"), tokenizer.encode("9*8=2")
+    assert question[2] == step[1]
 
 
 def test_tensor_parallel_ranks_can_share_the_vocabulary(tokenizer: Tokenizer) -> None:

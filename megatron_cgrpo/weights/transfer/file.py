@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,12 +32,13 @@ class FileSender:
     ) -> None:
         self._client = client if is_sender else None
         self._bucket_bytes = bucket_bytes
-        self._directory: Path | None = None
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
         if is_sender:
             if client is None:
                 raise ValueError("client=None with is_sender=True: the sending rank needs the engines' client")
             parent = directory or (SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
-            self._directory = Path(tempfile.mkdtemp(prefix="mcgrpo-weights-", dir=parent))
+            # Removed by close, or when the process ends without it.
+            self._directory = tempfile.TemporaryDirectory(prefix="mcgrpo-weights-", dir=parent)
             client.init_weight_transfer_engine({})
 
     def send(self, tensors: NamedTensors, version: int) -> None:
@@ -52,7 +52,7 @@ class FileSender:
 
     def close(self) -> None:
         if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory.cleanup()
             self._directory = None
 
     def _transmit(self, tensors: Iterator[tuple[str, Tensor]], client: EngineClient, version: int) -> None:
@@ -60,7 +60,7 @@ class FileSender:
             raise RuntimeError("this sender is closed: make a new one")
         client.start_weight_update()
         for index, bucket in enumerate(buckets(tensors, self._bucket_bytes)):
-            path = self._directory / f"v{version}-{index}.safetensors"
+            path = Path(self._directory.name) / f"v{version}-{index}.safetensors"
             try:
                 save_file(bucket, path)
                 client.update_weights({"path": str(path), "names": list(bucket)})
