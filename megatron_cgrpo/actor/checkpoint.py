@@ -12,12 +12,10 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from megatron.core.utils import unwrap_model
 from torch.nn import Module
 
 from megatron_cgrpo.actor.parallel import ParallelState
-
-# Optimiser state as tensors of the parameters' own shapes: any TP, PP and DP can load it.
-_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
 def save_checkpoint(
@@ -31,7 +29,7 @@ def save_checkpoint(
     sharded = _sharded_state(chunks, optimizer, is_loading=False)
     sharded["scheduler"] = scheduler.state_dict()
     sharded["random"] = _random_state(state)
-    dist_checkpointing.save(sharded, str(directory), validate_access_integrity=True, content_metadata=_METADATA)
+    dist_checkpointing.save(sharded, str(directory), validate_access_integrity=True, content_metadata=_metadata())
 
 
 def load_checkpoint(
@@ -48,8 +46,7 @@ def load_checkpoint(
     if same_layout:
         sharded["random"] = _random_state(state)
     loaded = dist_checkpointing.load(sharded, str(directory), strict=StrictHandling.RAISE_UNEXPECTED)
-    for index, chunk in enumerate(chunks):
-        chunk.load_state_dict(loaded[_chunk_key(index)], strict=True)
+    _load_chunks(chunks, loaded)
     optimizer.load_state_dict(loaded["optimizer"])
     scheduler.load_state_dict(loaded["scheduler"])
     if same_layout:
@@ -59,19 +56,36 @@ def load_checkpoint(
 
 def load_model(directory: Path, chunks: list[Module]) -> None:
     """Collective. The parameters alone, for evaluation."""
-    sharded = {_chunk_key(index): chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}
-    loaded = dist_checkpointing.load(sharded, str(directory), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
-    for index, chunk in enumerate(chunks):
-        chunk.load_state_dict(loaded[_chunk_key(index)], strict=True)
+    loaded = dist_checkpointing.load(_sharded_model(chunks), str(directory), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
+    _load_chunks(chunks, loaded)
+
+
+def _metadata() -> dict[str, Any]:
+    """Optimiser state as tensors of the parameters' own shapes: any TP, PP and DP can load it.
+
+    A new dictionary each time: Megatron adds its current process groups to the one that it is given.
+    """
+    return {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
 def _sharded_state(chunks: list[Module], optimizer: MegatronOptimizer, is_loading: bool) -> dict[str, Any]:
-    sharded: dict[str, Any] = {
-        _chunk_key(index): chunk.sharded_state_dict(metadata=_METADATA) for index, chunk in enumerate(chunks)
-    }
+    sharded = _sharded_model(chunks)
     model = sharded if len(chunks) > 1 else sharded[_chunk_key(0)]
-    sharded["optimizer"] = optimizer.sharded_state_dict(dict(model), is_loading=is_loading, metadata=_METADATA)
+    sharded["optimizer"] = optimizer.sharded_state_dict(dict(model), is_loading=is_loading, metadata=_metadata())
     return sharded
+
+
+def _sharded_model(chunks: list[Module]) -> dict[str, Any]:
+    """Unwrapped: the names that ``DistributedDataParallel`` saves are not those that it loads."""
+    return {
+        _chunk_key(index): unwrap_model(chunk).sharded_state_dict(metadata=_metadata())
+        for index, chunk in enumerate(chunks)
+    }
+
+
+def _load_chunks(chunks: list[Module], loaded: dict[str, Any]) -> None:
+    for index, chunk in enumerate(chunks):
+        unwrap_model(chunk).load_state_dict(loaded[_chunk_key(index)], strict=True)
 
 
 def _chunk_key(index: int) -> str:

@@ -145,7 +145,7 @@ class ActorGroup:
         return GroupUpdate(sums, maxima, replies[0].grad_norm, replies[0].lr, sum(len(r.token_ids) for r in rows))
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
-        """The replies of all ranks in rank order. The first rank that fails ends the call: the others may never reply."""
+        """The replies of all ranks in rank order. The first failure ends the call: the other ranks may never reply."""
         shared = [ray.put(argument) for argument in arguments]
         pending = {getattr(worker, method).remote(*shared): rank for rank, worker in enumerate(self._workers)}
         replies: list[Any] = [None] * len(pending)
@@ -156,4 +156,7 @@ class ActorGroup:
                 replies[rank] = ray.get(done[0])
             except ray.exceptions.RayActorError as error:
                 raise TrainerDied(f"trainer rank {rank} died during {method}: {error}") from error
+            except ray.exceptions.RayTaskError as error:
+                # Ray derives its error from the remote exception's class; callers want the exception itself.
+                raise error.cause from error
         return replies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -99,7 +100,8 @@ def transformer_config(
         use_cpu_initialization=not cuda,
         # Over gloo, batched point-to-point with virtual stages gives wrong gradients without an error.
         batch_p2p_comm=cuda,
-        gradient_accumulation_fusion=cuda and uses_transformer_engine(model),
+        # Megatron's own output layer insists on apex's kernel for it, whatever Transformer Engine brings.
+        gradient_accumulation_fusion=cuda and find_spec("fused_weight_gradient_mlp_cuda") is not None,
         masked_softmax_fusion=cuda,
         bias_activation_fusion=cuda,
         bias_dropout_fusion=cuda,

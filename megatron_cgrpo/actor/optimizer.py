@@ -63,7 +63,10 @@ def build_optimizer(
 def build_scheduler(
     config: OptimizerConfig, optimizer: MegatronOptimizer, total_updates: int
 ) -> OptimizerParamScheduler:
-    """Counts optimiser updates. Warm-up is linear from 0; the decay ends at ``min_lr``."""
+    """Counts optimiser updates. Warm-up is linear from 0; the decay ends at ``min_lr``.
+
+    Loading a state restores the count alone: a resumed run may be longer than it was planned to be.
+    """
     decay = config.decay_steps or total_updates
     return OptimizerParamScheduler(
         optimizer,
@@ -78,5 +81,5 @@ def build_scheduler(
         wd_incr_steps=total_updates,
         wd_incr_style="constant",
         use_checkpoint_opt_param_scheduler=False,
-        override_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
     )

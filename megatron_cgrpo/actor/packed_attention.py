@@ -1,4 +1,4 @@
-"""Core attention for machines without Transformer Engine: torch SDPA, packed (THD) or padded (SBHD), grouped queries."""
+"""Core attention without Transformer Engine: torch SDPA, packed (THD) or padded (SBHD), grouped queries."""
 
 from __future__ import annotations
 

@@ -40,7 +40,12 @@ class ParallelState:
 
     @classmethod
     def start(
-        cls, config: ParallelConfig, rank: int, endpoint: Endpoint, seed: int, timeout: timedelta = timedelta(minutes=30)
+        cls,
+        config: ParallelConfig,
+        rank: int,
+        endpoint: Endpoint,
+        seed: int,
+        timeout: timedelta = timedelta(minutes=30),
     ) -> ParallelState:
         """Joins the world (NCCL with CUDA, gloo without) and builds Megatron's groups; collective over all ranks."""
         cuda = torch.cuda.is_available()

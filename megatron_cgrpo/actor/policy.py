@@ -1,4 +1,4 @@
-"""The trained policy on one rank: model, gradients, optimiser, schedule, and a frozen reference where KL asks for one."""
+"""The trained policy on one rank: model, gradients, optimiser, schedule, and a frozen reference for KL."""
 
 from __future__ import annotations
 
@@ -106,9 +106,7 @@ class MegatronPolicy:
         checkpoint.save_checkpoint(directory, self._chunks, self._optimizer, self._scheduler, self._state)
 
     def resume(self, directory: Path, same_layout: bool) -> None:
-        checkpoint.load_checkpoint(
-            directory, self._chunks, self._optimizer, self._scheduler, self._state, same_layout
-        )
+        checkpoint.load_checkpoint(directory, self._chunks, self._optimizer, self._scheduler, self._state, same_layout)
 
     def load_parameters(self, directory: Path) -> None:
         """The parameters of a checkpoint, without its optimiser."""

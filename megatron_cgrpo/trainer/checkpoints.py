@@ -48,9 +48,7 @@ class CheckpointStore:
     def __init__(self, directory: Path, keep_last: int) -> None:
         self._directory, self._keep_last = directory, keep_last
 
-    def save(
-        self, step: int, recipe: Recipe, sampler: SamplerState, write_policy: Callable[[Path], None]
-    ) -> Path:
+    def save(self, step: int, recipe: Recipe, sampler: SamplerState, write_policy: Callable[[Path], None]) -> Path:
         """Writes aside, then renames; older checkpoints beyond ``keep_last`` go only when the new one is complete."""
         target = self._directory / f"step_{step:06d}"
         staging = self._directory / f".{target.name}.partial"

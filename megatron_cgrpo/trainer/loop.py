@@ -27,7 +27,13 @@ class TrainingLoop:
     """
 
     def __init__(
-        self, recipe: Recipe, system: System, problems: Problems, sampler: PromptSampler, record: Record, stop: StopSignal
+        self,
+        recipe: Recipe,
+        system: System,
+        problems: Problems,
+        sampler: PromptSampler,
+        record: Record,
+        stop: StopSignal,
     ) -> None:
         self._recipe, self._system, self._record, self._stop = recipe, system, record, stop
         self._sampler = sampler
@@ -38,13 +44,13 @@ class TrainingLoop:
 
     def run(self) -> None:
         """Raises StopRequested after a signal, with everything trained so far in a checkpoint."""
-        step = self._record.last_step
-        self._system.actor.push(version=step)
+        done = self._record.last_step
+        self._system.actor.push(version=done)
         try:
             if not self._record.has_base_evaluation:
                 self._record.base_evaluation(self._evaluate(self._recipe.evaluation.final_samples))
             self._timer.lap()  # set-up and the base evaluation are no step's time
-            for step in range(step + 1, self._recipe.train.steps + 1):
+            for step in range(done + 1, self._recipe.train.steps + 1):
                 self._step(step)
                 self._stop.check()
         except StopRequested:
@@ -60,7 +66,10 @@ class TrainingLoop:
             self._sampler.load_state(before)  # the abandoned prompts come again when the run is resumed
             raise
         rows = build_rows(
-            groups, self._recipe.algorithm, self._recipe.train.updates_per_step, self._recipe.rollout.max_response_tokens
+            groups,
+            self._recipe.algorithm,
+            self._recipe.train.updates_per_step,
+            self._recipe.rollout.max_response_tokens,
         )
         updates = self._update(rows)
         with self._timer.phase("sync"):

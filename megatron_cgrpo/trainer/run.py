@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from rich.console import Console
 
@@ -30,14 +29,16 @@ def train(recipe: Recipe, *, resume: bool) -> None:
     Raises ``ConfigError`` before anything starts where recipe, data or checkpoint do not fit; ``SystemExit`` with
     128 + the signal's number after SIGINT or SIGTERM, with everything trained so far saved.
     """
-    with open_display(recipe.train.steps, recipe.observe.live) as display:
-        with Record(recipe, display, resume=resume) as record:
-            try:
-                _train(recipe, record, display)
-            except StopRequested as stopped:
-                logger.warning("%s after step %d; continue with --resume", stopped, record.last_step)
-                raise SystemExit(128 + stopped.signal) from None
-            lines = record.metrics()
+    with (
+        open_display(recipe.train.steps, recipe.observe.live) as display,
+        Record(recipe, display, resume=resume) as record,
+    ):
+        try:
+            _train(recipe, record, display)
+        except StopRequested as stopped:
+            logger.warning("%s after step %d; continue with --resume", stopped, record.last_step)
+            raise SystemExit(128 + stopped.signal) from None
+        lines = record.metrics()
     summary = summarise(lines)
     write_summary(record.directory / "summary.json", summary)
     plot_run(record.directory)
@@ -49,11 +50,10 @@ def _train(recipe: Recipe, record: Record, display: Display) -> None:
     problems = Problems.load(recipe, model_dir)
     sampler = PromptSampler(problems.train, recipe.seed)
     display.status("starting trainer ranks and engines")
-    with ray_cluster(logical_cpus(recipe)), StopSignal() as stop:
-        with start_system(recipe, model_dir) as system:
-            if record.manifest is not None and record.checkpoint is not None:
-                sampler.load_state(record.manifest.sampler)
-                policy = (record.checkpoint / POLICY).absolute()
-                system.actor.resume(policy, same_layout=record.manifest.same_layout(recipe.parallel))
-            display.status("training")
-            TrainingLoop(recipe, system, problems, sampler, record, stop).run()
+    with ray_cluster(logical_cpus(recipe)), StopSignal() as stop, start_system(recipe, model_dir) as system:
+        if record.manifest is not None and record.checkpoint is not None:
+            sampler.load_state(record.manifest.sampler)
+            policy = (record.checkpoint / POLICY).absolute()
+            system.actor.resume(policy, same_layout=record.manifest.same_layout(recipe.parallel))
+        display.status("training")
+        TrainingLoop(recipe, system, problems, sampler, record, stop).run()

@@ -32,7 +32,8 @@ class Replicated:
 class Split:
     """Equal slices along ``dim``: 0 for column-parallel (output) weights, 1 for row-parallel (input) weights.
 
-    ``blocks`` > 1 slices each of so many equal blocks of ``dim``: a gated ``linear_fc1`` holds [gate_r; up_r] on rank r.
+    ``blocks`` > 1 slices each of so many equal blocks of ``dim``: rank r of a gated ``linear_fc1`` holds
+    [gate_r; up_r].
     """
 
     dim: int

@@ -89,7 +89,9 @@ def gradients(rank: int, ports: list[int], model_dir: str, cases: list[Case]) ->
     return results
 
 
-def logits(rank: int, ports: list[int], model_dirs: list[str], cases: list[Case]) -> list[tuple[str, torch.Tensor | None, dict]]:
+def logits(
+    rank: int, ports: list[int], model_dirs: list[str], cases: list[Case]
+) -> list[tuple[str, torch.Tensor | None, dict]]:
     """Per model and case: full logits [t, vocabulary] on the reporting rank, and the export on rank 0."""
     results = []
     for number, case in enumerate(cases):

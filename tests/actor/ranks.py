@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.multiprocessing as multiprocessing
 
-
 PORTS = 16
 """How many worlds a function may go through, one after the other."""
 

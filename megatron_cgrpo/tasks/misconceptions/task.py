@@ -58,7 +58,7 @@ class MisconceptionsTask:
         return criticise(Problem(prompt.question), response, self.facts)
 
     def measure(self, groups: Sequence[Group]) -> dict[str, float]:
-        """``misconceptions_repaired`` (share of the misconceived facts), and Pass@1 of problems with and without one."""
+        """``misconceptions_repaired``, a share of the misconceived facts, and Pass@1 with and without such facts."""
         pairs = ((group.prompt.question, sample.text) for group in groups for sample in group.initial)
         answers = misconceived_answers(pairs, self.facts)
         measures = {"misconceptions_repaired": sum(fact.repaired for fact in answers.values()) / len(answers)}

@@ -1,0 +1,120 @@
+"""What Megatron is told about the model, with CUDA and without."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+import pytest
+import torch
+from megatron.core.models.common.embeddings import rope_utils
+
+from megatron_cgrpo.actor.model import transformer_config, uses_transformer_engine
+from megatron_cgrpo.config.model import ModelConfig
+from megatron_cgrpo.config.model_shape import QWEN2, QWEN3, ModelShape
+from megatron_cgrpo.config.parallel import ParallelConfig
+
+
+def shape(architecture: str = QWEN3) -> ModelShape:
+    return ModelShape(
+        architecture=architecture,
+        layers=4,
+        heads=8,
+        kv_heads=2,
+        head_dim=24,
+        hidden=64,
+        ffn=96,
+        vocab=61,
+        max_positions=128,
+        norm_eps=3e-6,
+    )
+
+
+def told(cuda: bool, architecture: str = QWEN3, parallel: dict[str, Any] | None = None, **model: Any) -> Any:
+    return transformer_config(shape(architecture), ModelConfig(**model), ParallelConfig(**(parallel or {})), cuda)
+
+
+def differences(cuda: bool, **model: Any) -> dict[str, Any]:
+    """The fields in which a machine differs from one without CUDA, and their values there."""
+    with_it, without = told(cuda, **model), told(False)
+    # The initialisers are functions, made anew by each configuration.
+    fields = [field.name for field in dataclasses.fields(with_it) if not field.name.endswith("init_method")]
+    return {name: getattr(with_it, name) for name in fields if getattr(with_it, name) != getattr(without, name)}
+
+
+CUDA = {
+    "use_cpu_initialization": False,
+    "batch_p2p_comm": True,
+    "masked_softmax_fusion": True,
+    "bias_activation_fusion": True,
+    "bias_dropout_fusion": True,
+}
+
+
+def test_fusions_and_batched_transfers_need_cuda_and_some_need_transformer_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert differences(True, implementation="local") == CUDA
+    # Megatron's configuration looks for Transformer Engine's kernel when this fusion is asked for.
+    monkeypatch.setattr(rope_utils, "fused_apply_rotary_pos_emb", lambda: None)
+    fused = CUDA | {"apply_rope_fusion": True}
+    assert differences(True, implementation="transformer_engine") == fused
+    without = told(False)
+    assert [getattr(without, name) for name in fused] == [True] + [False] * 5
+
+
+def test_gradient_accumulation_is_fused_only_where_megatron_finds_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not told(True).gradient_accumulation_fusion, "else Megatron refuses to build its output layer"
+    kernel = types.ModuleType("fused_weight_gradient_mlp_cuda")
+    kernel.__spec__ = ModuleSpec(kernel.__name__, None)
+    monkeypatch.setitem(sys.modules, kernel.__name__, kernel)
+    assert told(True).gradient_accumulation_fusion
+    assert not told(False).gradient_accumulation_fusion
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_stages_announce_their_lengths_unless_they_are_interleaved(cuda: bool) -> None:
+    assert told(cuda).variable_seq_lengths
+    assert told(cuda, parallel={"pp": 2}).variable_seq_lengths
+    interleaved = told(cuda, parallel={"pp": 2, "vpp": 2})
+    assert not interleaved.variable_seq_lengths
+    assert interleaved.batch_p2p_comm is cuda
+    assert interleaved.virtual_pipeline_model_parallel_size == 2
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_dtype(name: str, dtype: torch.dtype) -> None:
+    config = told(False, dtype=name)
+    assert config.params_dtype == config.pipeline_dtype == dtype
+    assert config.bf16 == (name == "bfloat16")
+    assert not config.fp16
+
+
+def test_recompute_is_of_whole_layers_or_off() -> None:
+    on, off = told(False, recompute=True), told(False)
+    assert (on.recompute_granularity, on.recompute_method, on.recompute_num_layers) == ("full", "uniform", 1)
+    assert off.recompute_granularity is None
+
+
+def test_the_architecture() -> None:
+    qwen3, qwen2 = told(False), told(False, QWEN2)
+    assert (qwen3.num_layers, qwen3.hidden_size, qwen3.ffn_hidden_size) == (4, 64, 96)
+    assert (qwen3.num_attention_heads, qwen3.num_query_groups, qwen3.kv_channels) == (8, 2, 24)
+    assert (qwen3.normalization, qwen3.layernorm_epsilon) == ("RMSNorm", 3e-6)
+    assert (qwen3.qk_layernorm, qwen3.add_qkv_bias) == (True, False)
+    assert (qwen2.qk_layernorm, qwen2.add_qkv_bias) == (False, True)
+    assert qwen3.gated_linear_unit and not qwen3.add_bias_linear
+    assert qwen3.activation_func is torch.nn.functional.silu
+    assert (qwen3.hidden_dropout, qwen3.attention_dropout) == (0.0, 0.0)
+    assert qwen3.calculate_per_token_loss, "else Megatron divides the loss by the number of micro-batches"
+
+
+def test_transformer_engine_comes_with_cuda_or_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        assert uses_transformer_engine(ModelConfig()) is cuda
+        assert uses_transformer_engine(ModelConfig(implementation="transformer_engine"))
+        assert not uses_transformer_engine(ModelConfig(implementation="local"))

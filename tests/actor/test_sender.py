@@ -1,0 +1,51 @@
+"""The configured way to the engines, and that a rank which sends files never loads vLLM."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from megatron_cgrpo.actor.parallel import Endpoint
+from megatron_cgrpo.actor.sender import build_sender
+from megatron_cgrpo.config.model_shape import QWEN3, ModelShape
+from megatron_cgrpo.weights.transfer.file import FileSender
+
+SHAPE = ModelShape(QWEN3, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=8, ffn=8, vocab=9, max_positions=16)
+ENDPOINT = Endpoint("127.0.0.1", 1)
+
+BUILD_ON_A_RANK = """
+import sys
+from megatron_cgrpo.actor.parallel import Endpoint
+from megatron_cgrpo.actor.sender import build_sender
+from megatron_cgrpo.config.model_shape import QWEN3, ModelShape
+from megatron_cgrpo.actor import worker
+shape = ModelShape(QWEN3, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=8, ffn=8, vocab=9, max_positions=16)
+sender = build_sender("file", None, 1, 1, Endpoint("127.0.0.1", 1), shape, "float32")
+sender.close()
+loaded = sorted(name for name in sys.modules if name.split(".")[0] == "vllm")
+assert not loaded, loaded
+"""
+
+
+class Engines:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def init_weight_transfer_engine(self, init_info: dict[str, object]) -> None:
+        self.told.append(init_info)
+
+
+def test_file_sends_from_rank_0_alone() -> None:
+    engines = Engines()
+    for rank in range(2):
+        sender = build_sender("file", engines, 1, rank, ENDPOINT, SHAPE, "float32")
+        assert isinstance(sender, FileSender)
+        sender.close()
+    assert engines.told == [{}]
+
+
+def test_a_rank_that_sends_files_does_without_vllm() -> None:
+    result = subprocess.run([sys.executable, "-c", BUILD_ON_A_RANK], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,8 @@
+"""The models and rows are those of the actor's tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "actor"))

@@ -1,0 +1,130 @@
+"""The run directory: where a resumed run begins, and which settings it may change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.data.sampler import SamplerState
+from megatron_cgrpo.observe.display import PlainDisplay
+from megatron_cgrpo.trainer.record import METRICS, Record
+
+
+def recipe(directory: Path, **sections: Any) -> Recipe:
+    values: dict[str, Any] = {"run": {"dir": str(directory)}, "observe": {"tensorboard": False}}
+    return Recipe.model_validate(values | sections)
+
+
+def open_record(settings: Recipe, *, resume: bool) -> Record:
+    return Record(settings, PlainDisplay(10), resume=resume)
+
+
+def sampler(position: int) -> SamplerState:
+    return SamplerState(seed=0, epoch=0, position=position, fingerprint="x")
+
+
+def write_policy(directory: Path) -> None:
+    (directory / "weights").write_bytes(b"w")
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Path:
+    """Three steps and a checkpoint of the second; the fourth line was cut short."""
+    with open_record(recipe(tmp_path / "run"), resume=False) as record:
+        assert not record.has_base_evaluation
+        record.base_evaluation({"pass_at_1": 0.25})
+        assert record.has_base_evaluation
+        for step in (1, 2, 3):
+            record.step({"step": step, "lr": step / 10})
+            if step == 2:
+                record.save_checkpoint(step, sampler(7), write_policy)
+        assert (record.last_step, record.last_saved) == (3, 2)
+    with (tmp_path / "run" / METRICS).open("a") as file:
+        file.write('{"step": 4, "l')
+    return tmp_path / "run"
+
+
+def test_a_new_run_starts_at_zero_and_leaves_its_recipe(tmp_path: Path) -> None:
+    settings = recipe(tmp_path, seed=5)
+    with open_record(settings, resume=False) as record:
+        assert (record.checkpoint, record.manifest, record.last_step) == (None, None, 0)
+    assert Recipe.model_validate(yaml.safe_load((tmp_path / "config.yaml").read_text())) == settings
+
+
+def test_resuming_forgets_what_came_after_the_checkpoint(interrupted: Path) -> None:
+    with open_record(recipe(interrupted), resume=True) as record:
+        assert (record.last_step, record.last_saved) == (2, 2)
+        assert record.checkpoint == interrupted / "checkpoints" / "step_000002"
+        assert record.manifest.sampler == sampler(7)
+        assert [line["step"] for line in record.metrics()] == [0, 1, 2]
+        record.step({"step": 3, "lr": 0.5})
+        assert record.metrics()[0] == {"step": 0, "eval.pass_at_1": 0.25}
+        assert record.metrics()[-1] == {"step": 3, "lr": 0.5}
+
+
+def test_resuming_without_a_checkpoint_starts_over(tmp_path: Path) -> None:
+    with open_record(recipe(tmp_path), resume=False) as record:
+        record.base_evaluation({"pass_at_1": 0.25})
+        record.step({"step": 1})
+    with open_record(recipe(tmp_path), resume=True) as record:
+        assert (record.last_step, record.checkpoint) == (0, None)
+        assert not record.has_base_evaluation
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"train": {"steps": 500, "micro_batch_tokens": 77, "packed": False, "threads": 2}},
+        {"parallel": {"tp": 2}},
+        {"checkpoint": {"every": 1}},
+        {"rollout": {"engines": 2, "kv_cache_mib": 64, "progress_timeout_s": 1.0}},
+        {"model": {"recompute": True, "logprob_chunk": 8}},
+        {"evaluation": {"every": 3}},
+        {"sync": {"backend": "file"}},
+        {"warm_start": {"dp": 1, "cache_dir": "elsewhere"}},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_how_it_runs_may_change(interrupted: Path, changed: dict[str, Any]) -> None:
+    with open_record(recipe(interrupted, **changed), resume=True) as record:
+        assert record.last_step == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"seed": 1}, ["seed=1: the run was started with 0"]),
+        ({"optimizer": {"lr": 0.5}}, ["optimizer.lr=0.5: the run was started with 1e-06"]),
+        ({"model": {"dtype": "bfloat16", "recompute": True}}, ["model.dtype=bfloat16"]),
+        ({"train": {"prompts_per_step": 4, "steps": 7}}, ["train.prompts_per_step=4: the run was started with 128"]),
+        ({"rollout": {"temperature": 0.5, "engines": 2}}, ["rollout.temperature=0.5"]),
+        (
+            {"task": {"kind": "file", "train": "a", "test": "b"}},
+            ["task.kind=file", "task.modulus=None", "task.train=a"],
+        ),
+        ({"algorithm": {"group_size": 4}, "critic": {"retries": 3}}, ["algorithm.group_size=4", "critic.retries=3"]),
+        ({"evaluation": {"samples": 2}}, ["evaluation.samples=2"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_it_computes_may_not(interrupted: Path, changed: dict[str, Any], named: list[str]) -> None:
+    before = (interrupted / METRICS).read_bytes()
+    with pytest.raises(ConfigError) as error:
+        open_record(recipe(interrupted, **changed), resume=True)
+    for text in named:
+        assert any(problem.startswith(text) for problem in error.value.problems), error.value.problems
+    assert not any(name in str(error.value) for name in ("recompute", "steps=7", "engines"))
+    assert (interrupted / METRICS).read_bytes() == before, "a refused resume changes nothing"
+
+
+def test_a_damaged_checkpoint_is_refused_and_nothing_is_forgotten(interrupted: Path) -> None:
+    (interrupted / "checkpoints" / "step_000002" / "policy" / "weights").unlink()
+    before = (interrupted / METRICS).read_bytes()
+    with pytest.raises(ConfigError, match="weights has 0 of 1 bytes"):
+        open_record(recipe(interrupted), resume=True)
+    assert (interrupted / METRICS).read_bytes() == before

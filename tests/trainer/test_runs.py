@@ -1,0 +1,190 @@
+"""Whole runs through the command line on the real stack: equal runs, killed runs, stopped runs, evaluated runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from megatron_cgrpo.observe.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+STEPS = 4
+MARK = "MCGRPO_TEST_RUN"
+"""Inherited by every process of a run, detached or not: how a test finds them."""
+SMALL = [
+    "task.train_problems=32",
+    "task.test_problems=8",
+    "task.min_operations=1",
+    "task.max_operations=2",
+    "warm_start.hidden_size=64",
+    "warm_start.ffn_size=96",
+    "warm_start.steps=120",
+    "train.prompts_per_step=8",
+    "train.updates_per_step=2",
+    f"train.steps={STEPS}",
+    "algorithm.group_size=3",
+    # These keep every group informative, and bring the reference model and both log-probability passes into the run.
+    "algorithm.kl.coef=0.01",
+    "algorithm.entropy.coef=0.001",
+    "checkpoint.every=1",
+    "evaluation.every=2",
+    "evaluation.samples=1",
+    "evaluation.final_samples=8",
+]
+
+
+class Run:
+    """``mcgrpo`` in a process of its own."""
+
+    def __init__(self, folder: Path, cache: Path, name: str, *arguments: str, command: str = "train") -> None:
+        self.directory = folder / name
+        environment = os.environ | {"MCGRPO_CACHE": str(cache), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+        environment[MARK] = str(self.directory)
+        parts = [sys.executable, "-m", "megatron_cgrpo", command, str(ROOT / "examples/sandbox.yaml"), *SMALL]
+        self.process = subprocess.Popen(
+            [*parts, f"run.dir={self.directory}", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def finish(self) -> str:
+        """Standard output of a run that succeeds."""
+        output, errors = self.process.communicate(timeout=400)
+        assert self.process.returncode == 0, errors[-4000:]
+        return output
+
+    def wait_for_step(self, step: int) -> None:
+        metrics = self.directory / "metrics.jsonl"
+        deadline = time.monotonic() + 300
+        while not (metrics.exists() and any(line["step"] >= step for line in read_metrics(metrics))):
+            assert self.process.poll() is None, self.process.communicate()[1][-4000:]
+            assert time.monotonic() < deadline, "the run does not get on"
+            time.sleep(0.05)
+
+    def session(self) -> list[psutil.Process]:
+        """Every process that the run started and that still lives, detached or not."""
+        alive = []
+        for process in psutil.process_iter():
+            try:
+                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == str(self.directory):
+                    alive.append(process)
+            except psutil.Error:  # it has just ended, or is not ours
+                continue
+        return alive
+
+    def kill(self) -> None:
+        """As a machine that loses its power: nothing gets to clean up."""
+        for process in self.session():
+            process.kill()
+        self.process.communicate()
+
+    def comparable_metrics(self) -> list[str]:
+        """The metrics as bytes, less what may differ between equal runs."""
+        lines = []
+        for line in read_metrics(self.directory / "metrics.jsonl"):
+            kept = {k: v for k, v in line.items() if not k.startswith(("time.", "throughput."))}
+            lines.append(json.dumps(kept, sort_keys=True))
+        return lines
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def cache(folder: Path) -> Path:
+    return folder / "cache"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder: Path, cache: Path) -> Iterator[Run]:
+    run = Run(folder, cache, "uninterrupted")
+    run.finish()
+    yield run
+
+
+def test_a_run_leaves_what_it_promises(uninterrupted: Run) -> None:
+    directory = uninterrupted.directory
+    lines = read_metrics(directory / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(STEPS + 1))
+    assert all("grad_norm" in line and line["grad_norm"] > 0 for line in lines[1:])
+    # The engine's log-probabilities are the trainer's, in float32, in every step: weights arrive whole and in time.
+    assert all(line["mismatch.max_abs"] < 1e-4 for line in lines[1:])
+    assert sorted(path.name for path in (directory / "rollouts").iterdir()) == [
+        f"step_{step:06d}.jsonl" for step in range(1, STEPS + 1)
+    ]
+    for step in range(1, STEPS + 1):
+        for text in (directory / "rollouts" / f"step_{step:06d}.jsonl").read_text().splitlines():
+            group = json.loads(text)
+            assert {answer["version"] for answer in group["responses"] + group["refinements"]} == {step - 1}
+    assert len(list((directory / "checkpoints").iterdir())) == 2  # keep_last
+    assert (directory / "config.yaml").is_file() and list((directory / "plots").glob("*.png"))
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["trained.pass_at_1"] == lines[-1]["eval.pass_at_1"]
+    assert {"base.pass_at_8", "trained.pass_at_8", "misconceptions.repaired", "seconds.generate"} <= summary.keys()
+
+
+def test_phases_add_up_to_the_step(uninterrupted: Run) -> None:
+    for line in read_metrics(uninterrupted.directory / "metrics.jsonl")[1:]:
+        phases = {k: v for k, v in line.items() if k.startswith("time.") and k != "time.step"}
+        assert sum(phases.values()) == pytest.approx(line["time.step"])
+
+
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder: Path, cache: Path, uninterrupted: Run) -> None:
+    run = Run(folder, cache, "killed")
+    run.wait_for_step(2)
+    run.kill()
+    Run(folder, cache, "killed", "--resume").finish()
+    assert run.comparable_metrics() == uninterrupted.comparable_metrics()
+
+
+def test_sigterm_saves_and_leaves_nothing_running_and_another_layout_goes_on(folder: Path, cache: Path) -> None:
+    before = set(Path("/dev/shm").glob("mcgrpo-*")) if Path("/dev/shm").is_dir() else set()
+    run = Run(folder, cache, "stopped", "checkpoint.every=0")
+    run.wait_for_step(1)
+    run.process.send_signal(signal.SIGTERM)
+    _, errors = run.process.communicate(timeout=200)
+    assert run.process.returncode == 128 + signal.SIGTERM, errors[-4000:]
+    assert "Traceback" not in errors
+    assert run.session() == []
+    assert not set(Path("/dev/shm").glob("mcgrpo-*")) - before
+    reached = read_metrics(run.directory / "metrics.jsonl")[-1]["step"]
+    assert (run.directory / "checkpoints" / f"step_{reached:06d}" / "manifest.json").is_file()
+
+    resumed = Run(folder, cache, "stopped", "checkpoint.every=0", "parallel.tp=1", "parallel.dp=2", "--resume")
+    resumed.finish()
+    lines = read_metrics(run.directory / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(STEPS + 1))
+    assert lines[-1]["mismatch.max_abs"] < 1e-4
+
+
+def test_a_checkpoint_scores_as_it_did_in_training(folder: Path, cache: Path, uninterrupted: Run) -> None:
+    checkpoint = uninterrupted.directory / "checkpoints" / f"step_{STEPS:06d}"
+    output = Run(folder, cache, "unused", "--checkpoint", str(checkpoint), "--json", command="eval").finish()
+    scores = json.loads(output)
+    last = read_metrics(uninterrupted.directory / "metrics.jsonl")[-1]
+    assert {f"eval.{name}": value for name, value in scores.items()} == {
+        key: value for key, value in last.items() if key.startswith("eval.")
+    }
+
+
+def test_an_existing_run_is_not_overwritten(folder: Path, cache: Path, uninterrupted: Run) -> None:
+    metrics = (uninterrupted.directory / "metrics.jsonl").read_bytes()
+    run = Run(folder, cache, "uninterrupted")
+    _, errors = run.process.communicate(timeout=100)
+    assert run.process.returncode != 0
+    assert "--resume" in errors and str(uninterrupted.directory) in errors
+    assert (uninterrupted.directory / "metrics.jsonl").read_bytes() == metrics

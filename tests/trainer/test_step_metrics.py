@@ -1,0 +1,119 @@
+"""A step's figures on groups small enough to count by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_cgrpo.actor.group import GroupUpdate
+from megatron_cgrpo.algorithm.metrics import LOSS_TERMS, MISMATCH, PER_SOURCE
+from megatron_cgrpo.rollout.clock import StageClock
+from megatron_cgrpo.trainer.step_metrics import rollout_metrics, time_metrics, token_metrics, update_metrics
+from megatron_cgrpo.types import Completion, Critique, FinishReason, Group, Origin, Prompt, Sample, Verdict
+
+STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
+
+
+def sample(reward: float, length: int, reason: FinishReason = STOP, failures: tuple[str, ...] | None = None) -> Sample:
+    """A rollout, or with ``failures`` a refinement whose critique failed so before."""
+    origin = Origin.ROLLOUT if failures is None else Origin.REFINEMENT
+    critique = None if failures is None else Critique("cot", "", [], False, failures=failures)
+    return Sample(origin, Completion([0] * length, [], reason, 0), "", Verdict(reward, ""), 0, critique=critique)
+
+
+PROMPT = Prompt("p", "", [1], "")
+SOLVED = Group(PROMPT, [sample(1, 2), sample(0, 4)])
+REFINED = Group(
+    PROMPT,
+    [sample(0, 6), sample(0, 8, LENGTH)],
+    [sample(0, 1, failures=()), sample(1, 1, failures=("no_verdict", "timeout"))],
+    selected=[1],
+)
+STILL_WRONG = Group(PROMPT, [sample(0, 0), sample(0, 4)], [sample(0, 1, failures=("timeout",))], [0], {"error": 1})
+UNCRITIQUED = Group(PROMPT, [sample(0, 4), sample(0, 4)], dropped_critiques={"error": 1, "timeout": 1})
+
+
+def test_rollouts() -> None:
+    assert rollout_metrics([SOLVED, REFINED, STILL_WRONG, UNCRITIQUED]) == {
+        "reward.mean": pytest.approx(2 / 10),  # 8 initial responses and the 2 selected refinements
+        "reward.initial": pytest.approx(1 / 8),
+        "groups.total": 4,
+        "groups.failed": 3,
+        "groups.critiqued": 3,
+        "groups.refined": 1,
+        "response.tokens_mean": pytest.approx(32 / 8),
+        "response.truncated": pytest.approx(1 / 8),
+        "refinement.valid": pytest.approx(1 / 3),
+        "refinement.questions_refined": pytest.approx(1 / 3),
+        "critique.dropped.error": 2,
+        "critique.dropped.timeout": 1,
+        "critique.failed.no_verdict": 1,
+        "critique.failed.timeout": 2,
+    }
+
+
+def test_shares_of_nothing_are_left_out() -> None:
+    metrics = rollout_metrics([SOLVED])
+    assert not [key for key in metrics if key.startswith(("refinement.", "critique."))]
+    assert rollout_metrics([UNCRITIQUED])["refinement.questions_refined"] == 0
+
+
+def update(scale: float, rollout: int, refinement: int, norm: float, lr: float) -> GroupUpdate:
+    """Sums that are ``scale`` times the number of tokens of each source."""
+    sums = dict.fromkeys(LOSS_TERMS, scale)
+    for source, tokens in (("rollout", rollout), ("refinement", refinement)):
+        sums[f"tokens.{source}"] = tokens
+        sums |= {f"{key}.{source}": scale * tokens for key in PER_SOURCE}
+    sums |= dict.fromkeys(MISMATCH, scale * rollout)
+    return GroupUpdate(sums, {"mismatch.max_abs": scale}, norm, lr, rollout + refinement)
+
+
+def test_updates_are_averaged_over_tokens_and_losses_over_updates() -> None:
+    metrics = update_metrics([update(3.0, 10, 0, norm=1.0, lr=0.2), update(1.0, 30, 5, norm=2.0, lr=0.1)])
+    assert metrics["loss.total"] == metrics["loss.policy"] == 2.0
+    assert (metrics["tokens.rollout"], metrics["tokens.refinement"]) == (40, 5)
+    assert metrics["ratio.rollout_mean"] == pytest.approx((3 * 10 + 30) / 40)
+    assert metrics["entropy.refinement"] == 1.0
+    assert metrics["mismatch.kl"] == pytest.approx(60 / 40)
+    assert metrics["mismatch.max_abs"] == 3.0
+    assert (metrics["grad_norm"], metrics["lr"]) == (1.5, 0.1)
+
+
+def test_a_step_without_an_update_has_no_figures_of_one() -> None:
+    assert update_metrics([]) == {}
+
+
+@pytest.fixture
+def clock() -> StageClock:
+    """Generates for 3 s, rests for 1 s, refines for 2 s."""
+    moments = iter([0.0, 3.0, 4.0, 6.0])
+    clock = StageClock(lambda: next(moments))
+    for stage, tokens in (("generate", 60), ("refine", 40)):
+        with clock.track(stage):
+            clock.count_tokens(stage, tokens)
+    return clock
+
+
+def test_collection_is_divided_among_its_stages_and_nothing_is_lost(clock: StageClock) -> None:
+    lap = {"time.collect": 6.5, "time.update": 4.0, "time.idle": 0.25, "time.step": 10.75}
+    metrics = time_metrics(lap, clock, update_tokens=20)
+    assert metrics == {
+        "time.generate": 3.0,
+        "time.refine": 2.0,
+        "time.update": 4.0,
+        "time.idle": 0.25 + 1.5,  # the second without work, and half a second around the first and last event
+        "time.step": 10.75,
+        "throughput.engine_tokens_per_s": 100 / 5,
+        "throughput.trainer_tokens_per_s": 5.0,
+    }
+    parts = [value for key, value in metrics.items() if key.startswith("time.") and key != "time.step"]
+    assert sum(parts) == metrics["time.step"]
+    assert lap["time.collect"] == 6.5, "the caller's lap is left as it was"
+
+
+def test_throughput_of_nothing_is_left_out() -> None:
+    metrics = time_metrics({"time.idle": 1.0, "time.step": 1.0}, StageClock(), 0)
+    assert metrics == {"time.idle": 1.0, "time.step": 1.0}
+
+
+def test_tokens(clock: StageClock) -> None:
+    assert token_metrics(clock, 7) == {"tokens.generate": 60, "tokens.refine": 40, "tokens.update": 7}
