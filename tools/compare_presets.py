@@ -21,6 +21,8 @@ RECIPE = Path(__file__).parents[1] / "examples" / "sandbox.yaml"
 ARMS = {
     "r1_drgrpo": ["algorithm.preset=r1_drgrpo"],
     "critique_grpo": [],
+    "critique_grpo_gamma_0.1": ["algorithm.refinement.gamma=0.1"],
+    "critique_grpo_on_policy": ["algorithm.refinement.ratio=on_policy"],
 }
 FIGURES = ("base.pass_at_1", "trained.pass_at_1", "trained.pass_at_8", "misconceptions.repaired", "seconds.step")
 
@@ -29,13 +31,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", choices=sorted(ARMS), default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=sorted(ARMS), default=["r1_drgrpo", "critique_grpo"])
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE for every arm, after --")
     options = parser.parse_args()
-    runs = {
-        arm: [run(options.out / arm / f"seed_{seed}", seed, ARMS[arm] + options.overrides) for seed in options.seeds]
-        for arm in options.arms
-    }
+    runs: dict[str, list[Path]] = {arm: [] for arm in options.arms}
+    for seed in options.seeds:
+        for arm, directories in runs.items():
+            directories.append(run(options.out / arm / f"seed_{seed}", seed, ARMS[arm] + options.overrides))
     plot_curves(options.out / "pass_at_1.png", runs, "eval.pass_at_1", "held-out Pass@1")
     print(table(runs))
 

@@ -40,6 +40,7 @@ class ActorGroup:
     def __init__(self, spec: PolicySpec, *, packed: bool, micro_batch_tokens: int, threads: int, gpu: bool) -> None:
         """Starts ``spec.parallel.world_size`` ranks and builds the policy on them, without weights."""
         self._spec, self._packed, self._micro_batch_tokens = spec, packed, micro_batch_tokens
+        self._failed = False
         options = {"num_gpus": 1} if gpu else {"num_cpus": 1}
         environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
         actor = ray.remote(Worker).options(**options, runtime_env=environment, max_restarts=0)
@@ -106,11 +107,9 @@ class ActorGroup:
         return max(self._call("memory_gib"))
 
     def stop(self) -> None:
-        """Ends every rank. Safe after a rank has died."""
-        try:
+        """Ends every rank; after a failure without asking, since ranks may wait in a collective for ever."""
+        if not self._failed:
             self._call("stop")
-        except (TrainerDied, ray.exceptions.RayError):
-            pass  # what is left is killed below
         for worker in self._workers:
             ray.kill(worker)
         self._workers = []
@@ -155,8 +154,10 @@ class ActorGroup:
             try:
                 replies[rank] = ray.get(done[0])
             except ray.exceptions.RayActorError as error:
+                self._failed = True
                 raise TrainerDied(f"trainer rank {rank} died during {method}: {error}") from error
             except ray.exceptions.RayTaskError as error:
+                self._failed = True
                 # Ray derives its error from the remote exception's class; callers want the exception itself.
                 raise error.cause from error
         return replies

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.config.recipe import Recipe
 
 TransferBackend = Literal["file", "nccl", "ipc"]
@@ -45,6 +47,19 @@ def transfer_backend(backend: Literal["auto", "file", "nccl", "ipc"], cuda: bool
     if backend == "auto":
         return "nccl" if cuda else "file"
     return backend
+
+
+CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""What vLLM's CPU attention has kernels for; with others the engine starts and dies at its first request."""
+
+
+def check_engine_model(model: ModelShape, cuda: bool) -> None:
+    """Raises ConfigError for a model that the engine would die of."""
+    if not cuda and model.head_dim not in CPU_HEAD_DIMS:
+        raise ConfigError(
+            f"the model's head_dim={model.head_dim}: a CPU engine has attention kernels for {CPU_HEAD_DIMS} only: "
+            "choose another model, or other warm_start.hidden_size and warm_start.heads"
+        )
 
 
 def engine_spec(recipe: Recipe, model_dir: Path, cuda: bool) -> EngineSpec:

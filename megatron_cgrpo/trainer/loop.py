@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,12 +13,15 @@ from megatron_cgrpo.critique.build import build_critic
 from megatron_cgrpo.data.sampler import PromptSampler
 from megatron_cgrpo.observe.timers import Timer
 from megatron_cgrpo.rollout.collect import Collector
+from megatron_cgrpo.rollout.protocol import EngineDied
 from megatron_cgrpo.trainer.batch import StepRows, build_rows, loss_spec
 from megatron_cgrpo.trainer.record import Record
 from megatron_cgrpo.trainer.signals import StopRequested, StopSignal
 from megatron_cgrpo.trainer.step_metrics import rollout_metrics, time_metrics, token_metrics, update_metrics
 from megatron_cgrpo.trainer.system import Problems, System
 from megatron_cgrpo.types import Group, TrainRow
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingLoop:
@@ -45,7 +49,7 @@ class TrainingLoop:
     def run(self) -> None:
         """Raises StopRequested after a signal, with everything trained so far in a checkpoint."""
         done = self._record.last_step
-        self._system.actor.push(version=done)
+        self._push(done)
         try:
             if not self._record.has_base_evaluation:
                 self._record.base_evaluation(self._evaluate(self._recipe.evaluation.final_samples))
@@ -73,13 +77,25 @@ class TrainingLoop:
         )
         updates = self._update(rows)
         with self._timer.phase("sync"):
-            self._system.actor.push(version=step)
+            self._push(step)
         self._after(step, groups, rows, updates)
 
     def _collect(self, step: int) -> list[Group]:
         prompts = self._sampler.next(self._recipe.train.prompts_per_step)
         with self._timer.phase("collect"):
-            return self._stop.run(self._collector.collect(prompts, step))
+            while True:
+                try:
+                    return self._stop.run(self._collector.collect(prompts, step))
+                except* EngineDied as died:
+                    # The same prompts with the same seeds give the same groups; engines restart a few times only.
+                    logger.warning("step %d: collecting again: %s", step, died.exceptions[0])
+                    self._push(step - 1)
+
+    def _push(self, version: int) -> None:
+        """All engines serve ``version`` afterwards, those that had died too. Raises EngineDied where one cannot live."""
+        if self._system.pool.lost:
+            asyncio.run(self._system.pool.recover())
+        self._system.actor.push(version)
 
     def _update(self, rows: StepRows) -> list[GroupUpdate]:
         """One optimiser step a mini-batch; a mini-batch without rows has nothing to teach and is left out."""

@@ -25,6 +25,7 @@ from megatron_cgrpo.config.task import MisconceptionsConfig, WarmStartConfig
 from megatron_cgrpo.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_cgrpo.launch.cluster import ray_cluster
 from megatron_cgrpo.observe.display import Display
+from megatron_cgrpo.rollout.engine_spec import check_engine_model
 from megatron_cgrpo.tasks.base import WarmStartTask
 from megatron_cgrpo.tasks.misconceptions.task import MisconceptionsTask
 from megatron_cgrpo.tasks.misconceptions.tokenizer import write_tokenizer
@@ -42,6 +43,7 @@ _LAYOUT_KEYS = {"cache_dir", "tp", "dp", "micro_batch_tokens"}
 
 def base_model(recipe: Recipe, display: Display) -> Path:
     """The Hugging Face directory that training starts from: ``model.path``, or the warm-started base model."""
+    check_engine_model(model_shape(recipe), torch.cuda.is_available())
     if recipe.model.path is not None:
         return recipe.model.path
     assert isinstance(recipe.task, MisconceptionsConfig)  # the recipe's checks refuse other tasks without a model

@@ -2,10 +2,18 @@ from pathlib import Path
 
 import pytest
 
+from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.rollout import RolloutConfig
 from megatron_cgrpo.config.sync import SyncConfig
-from megatron_cgrpo.rollout.engine_spec import engine_args, engine_environment, engine_spec, transfer_backend
+from megatron_cgrpo.rollout.engine_spec import (
+    check_engine_model,
+    engine_args,
+    engine_environment,
+    engine_spec,
+    transfer_backend,
+)
 
 RECIPE = Recipe(
     rollout=RolloutConfig(
@@ -82,3 +90,18 @@ def test_vllm_knows_every_argument() -> None:
     for cuda in (False, True):
         args = engine_args(engine_spec(RECIPE, Path("m"), cuda=cuda))
         assert set(args) <= set(AsyncEngineArgs.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("head_dim", [32, 128])
+def test_head_sizes_that_a_cpu_engine_serves(head_dim: int) -> None:
+    check_engine_model(model_of(head_dim), cuda=False)
+
+
+def test_a_head_size_without_a_cpu_kernel_is_refused_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match=r"head_dim=16.*hidden_size"):
+        check_engine_model(model_of(16), cuda=False)
+    check_engine_model(model_of(16), cuda=True)
+
+
+def model_of(head_dim: int) -> ModelShape:
+    return ModelShape("Qwen3ForCausalLM", 1, 2, 2, head_dim, 2 * head_dim, 64, 32, 64)

@@ -32,13 +32,10 @@ class FileSender:
     ) -> None:
         self._client = client if is_sender else None
         self._bucket_bytes = bucket_bytes
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._parent = directory or (SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
         if is_sender:
             if client is None:
                 raise ValueError("client=None with is_sender=True: the sending rank needs the engines' client")
-            parent = directory or (SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
-            # Removed by close, or when the process ends without it.
-            self._directory = tempfile.TemporaryDirectory(prefix="mcgrpo-weights-", dir=parent)
             client.init_weight_transfer_engine({})
 
     def send(self, tensors: NamedTensors, version: int) -> None:
@@ -51,21 +48,16 @@ class FileSender:
                 pass
 
     def close(self) -> None:
-        if self._directory is not None:
-            self._directory.cleanup()
-            self._directory = None
+        """Nothing outlives a ``send``."""
 
     def _transmit(self, tensors: Iterator[tuple[str, Tensor]], client: EngineClient, version: int) -> None:
-        if self._directory is None:
-            raise RuntimeError("this sender is closed: make a new one")
         client.start_weight_update()
-        for index, bucket in enumerate(buckets(tensors, self._bucket_bytes)):
-            path = Path(self._directory.name) / f"v{version}-{index}.safetensors"
-            try:
+        with tempfile.TemporaryDirectory(prefix="mcgrpo-weights-", dir=self._parent) as folder:
+            for index, bucket in enumerate(buckets(tensors, self._bucket_bytes)):
+                path = Path(folder) / f"v{version}-{index}.safetensors"
                 save_file(bucket, path)
                 client.update_weights({"path": str(path), "names": list(bucket)})
-            finally:
-                path.unlink(missing_ok=True)
+                path.unlink()
         client.finish_weight_update(version)
 
 
