@@ -92,7 +92,7 @@ class TrainingLoop:
                     self._push(step - 1)
 
     def _push(self, version: int) -> None:
-        """All engines serve ``version`` afterwards, those that had died too. Raises EngineDied where one cannot live."""
+        """All engines serve ``version`` afterwards, those that had died too. Raises EngineDied where one cannot."""
         if self._system.pool.lost:
             asyncio.run(self._system.pool.recover())
         self._system.actor.push(version)
