@@ -96,7 +96,7 @@ def evaluate(
 ) -> None:
     """Score a model on the task's held-out problems: Pass@1, Pass@k, and what the task adds.
 
-    Example: mcgrpo eval examples/sandbox.yaml --checkpoint runs/sandbox/checkpoints/step_000060
+    Example: mcgrpo eval examples/sandbox.yaml --checkpoint runs/sandbox/checkpoints/step_000080
     """
     with _config_errors():
         resolved = _load(recipe, overrides)

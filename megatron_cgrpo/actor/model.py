@@ -21,6 +21,7 @@ from megatron_cgrpo.actor.logprob import linear_logprob
 from megatron_cgrpo.actor.norm import RMSNorm
 from megatron_cgrpo.actor.packed_attention import SDPACoreAttention
 from megatron_cgrpo.actor.parallel import ParallelState
+from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model import ModelConfig
 from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.config.parallel import ParallelConfig
@@ -36,6 +37,7 @@ class PolicyModel(GPTModel):
 
     logprob_chunk: int
     real_vocab_size: int
+    temperature: float
 
     def _postprocess(self, hidden_states: Tensor, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         labels = kwargs.get("labels")
@@ -52,6 +54,7 @@ class PolicyModel(GPTModel):
             group=self.pg_collection.tp,
             sequence_parallel=self.config.sequence_parallel,
             chunk=self.logprob_chunk,
+            temperature=self.temperature,
         )
 
 
@@ -60,6 +63,17 @@ def uses_transformer_engine(config: ModelConfig) -> bool:
     if config.implementation == "auto":
         return torch.cuda.is_available()
     return config.implementation == "transformer_engine"
+
+
+def check_precision(config: ModelConfig, packed: bool, cuda: bool) -> None:
+    """Raises ConfigError for combinations that fail only once training has begun."""
+    if config.implementation == "transformer_engine" and not cuda:
+        raise ConfigError("model.implementation=transformer_engine: needs CUDA: set model.implementation=auto")
+    if uses_transformer_engine(config) and packed and config.dtype == "float32":
+        raise ConfigError(
+            "model.dtype=float32: Transformer Engine has no float32 attention for packed sequences: set "
+            "model.dtype=bfloat16, or train.packed=false"
+        )
 
 
 def transformer_config(
@@ -126,9 +140,12 @@ def _block_spec(shape: ModelShape, te: bool, layers: int) -> TransformerBlockSub
 
 
 def build_chunks(
-    shape: ModelShape, model: ModelConfig, parallel: ParallelConfig, state: ParallelState
+    shape: ModelShape, model: ModelConfig, parallel: ParallelConfig, state: ParallelState, temperature: float = 1.0
 ) -> list[MegatronModule]:
-    """This rank's model chunks (one, or ``vpp``), uninitialised, on its device, in the training dtype."""
+    """This rank's model chunks (one, or ``vpp``), uninitialised, on its device, in the training dtype.
+
+    ``temperature`` is that of sampling: log-probabilities are those of the distribution that was sampled from.
+    """
     config = transformer_config(shape, model, parallel, cuda=state.device.type == "cuda")
     te = uses_transformer_engine(model)
     chunks: list[MegatronModule] = []
@@ -146,6 +163,7 @@ def build_chunks(
             vp_stage=stage,
         )
         chunk.logprob_chunk, chunk.real_vocab_size = model.logprob_chunk, shape.vocab
+        chunk.temperature = temperature
         chunk.to(state.device)
         chunks.append(Float16Module(config, chunk) if config.bf16 else chunk)
     return chunks

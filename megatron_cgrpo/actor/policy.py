@@ -26,7 +26,10 @@ from megatron_cgrpo.weights.mapping import ReadTensor
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """What determines a policy, on every rank alike. ``total_updates`` is the length of the learning-rate schedule."""
+    """What determines a policy, on every rank alike. ``total_updates`` is the length of the learning-rate schedule.
+
+    ``temperature`` is that of sampling, 1 for supervised training.
+    """
 
     shape: ModelShape
     model: ModelConfig
@@ -34,6 +37,7 @@ class PolicySpec:
     optimizer: OptimizerConfig
     total_updates: int
     seed: int
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class MegatronPolicy:
 
     def __init__(self, spec: PolicySpec, state: ParallelState) -> None:
         self._spec, self._state = spec, state
-        chunks = build_chunks(spec.shape, spec.model, spec.parallel, state)
+        chunks = build_chunks(spec.shape, spec.model, spec.parallel, state, spec.temperature)
         self._chunks: list[Module] = list(wrap_for_training(chunks, spec.optimizer.distributed))
         dtype = chunks[0].config.params_dtype
         self._optimizer = build_optimizer(spec.optimizer, self._chunks, dtype)
@@ -65,8 +69,9 @@ class MegatronPolicy:
 
     def load_reference(self, read: ReadTensor) -> None:
         """Adds a frozen policy of the same shape and layout."""
-        self._reference = list(build_chunks(self._spec.shape, self._spec.model, self._spec.parallel, self._state))
-        load_weights(self._reference, self._spec.shape, read, self._state)
+        spec = self._spec
+        self._reference = list(build_chunks(spec.shape, spec.model, spec.parallel, self._state, spec.temperature))
+        load_weights(self._reference, spec.shape, read, self._state)
         for chunk in self._reference:
             chunk.eval().requires_grad_(False)
 

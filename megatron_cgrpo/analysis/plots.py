@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from megatron_cgrpo.observe.metrics import Metrics, read_metrics
 
-PHASES = ("generate", "verify", "critique", "refine", "logprob", "update", "sync", "checkpoint", "evaluate", "idle")
+PHASES = ("generate", "verify", "critique", "refine", "logprob", "update", "sync")
+PHASES += ("record", "checkpoint", "evaluate", "idle")
 
 
 def plot_run(run_dir: Path) -> list[Path]:
@@ -28,7 +29,12 @@ def plot_run(run_dir: Path) -> list[Path]:
                 {"refinement.questions_refined": "questions refined", "refinement.valid": "valid refinements"},
             ),
         ),
-        "entropy": ("nats per token", lambda axes: draw(axes, steps, {"loss.entropy": "entropy"})),
+        "entropy": (
+            "nats per token",
+            lambda axes: draw(
+                axes, steps, {"entropy.rollout": "initial responses", "entropy.refinement": "refinements"}
+            ),
+        ),
         "misconceptions": (
             "share repaired",
             lambda axes: draw(axes, steps, {"eval.misconceptions_repaired": "misconceptions repaired"}),

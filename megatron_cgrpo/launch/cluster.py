@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import ray
 
+from megatron_cgrpo.config.errors import ConfigError
+
 OBJECT_STORE_BYTES = 512 << 20
 """Rows and log-probabilities of a step travel through it; weights never do."""
 
@@ -45,3 +47,14 @@ def ray_cluster(cpus: int) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def check_capacity(gpus: int, cpus: int) -> None:
+    """Raises ConfigError where the cluster has less than a run asks for: Ray would wait for it for ever."""
+    have = ray.cluster_resources()
+    for kind, wanted in (("GPU", gpus), ("CPU", cpus)):
+        if have.get(kind, 0) < wanted:
+            raise ConfigError(
+                f"parallel and rollout ask for {wanted} {kind}s, one for each trainer rank and engine worker: the Ray "
+                f"cluster has {have.get(kind, 0):g}: lower parallel.tp, pp or dp, or rollout.engines, or add nodes"
+            )

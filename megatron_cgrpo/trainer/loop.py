@@ -49,8 +49,9 @@ class TrainingLoop:
     def run(self) -> None:
         """Raises StopRequested after a signal, with everything trained so far in a checkpoint."""
         done = self._record.last_step
-        self._push(done)
         try:
+            self._stop.check()
+            self._push(done)
             if not self._record.has_base_evaluation:
                 self._record.base_evaluation(self._evaluate(self._recipe.evaluation.final_samples))
             self._timer.lap()  # set-up and the base evaluation are no step's time

@@ -15,9 +15,9 @@ from megatron_cgrpo.observe.summary import summary_table, write_summary
 from megatron_cgrpo.trainer.checkpoints import POLICY
 from megatron_cgrpo.trainer.loop import TrainingLoop
 from megatron_cgrpo.trainer.record import Record
-from megatron_cgrpo.trainer.signals import StopRequested, StopSignal
+from megatron_cgrpo.trainer.signals import StopRequested, StopSignal, exit_on_stop
 from megatron_cgrpo.trainer.summary import summarise
-from megatron_cgrpo.trainer.system import Problems, logical_cpus, start_system
+from megatron_cgrpo.trainer.system import Problems, check_hardware, processes, start_system
 from megatron_cgrpo.trainer.warm_start import base_model
 
 logger = logging.getLogger(__name__)
@@ -30,14 +30,15 @@ def train(recipe: Recipe, *, resume: bool) -> None:
     128 + the signal's number after SIGINT or SIGTERM, with everything trained so far saved.
     """
     with (
+        exit_on_stop() as stop,
         open_display(recipe.train.steps, recipe.observe.live) as display,
         Record(recipe, display, resume=resume) as record,
     ):
         try:
-            _train(recipe, record, display)
+            _train(recipe, record, display, stop)
         except StopRequested as stopped:
             logger.warning("%s after step %d; continue with --resume", stopped, record.last_step)
-            raise SystemExit(128 + stopped.signal) from None
+            raise
         lines = record.metrics()
     summary = summarise(lines)
     write_summary(record.directory / "summary.json", summary)
@@ -45,12 +46,13 @@ def train(recipe: Recipe, *, resume: bool) -> None:
     Console().print(summary_table(summary))
 
 
-def _train(recipe: Recipe, record: Record, display: Display) -> None:
-    model_dir = base_model(recipe, display)
+def _train(recipe: Recipe, record: Record, display: Display, stop: StopSignal) -> None:
+    check_hardware(recipe)
+    model_dir = base_model(recipe, display, stop)
     problems = Problems.load(recipe, model_dir)
     sampler = PromptSampler(problems.train, recipe.seed)
     display.status("starting trainer ranks and engines")
-    with ray_cluster(logical_cpus(recipe)), StopSignal() as stop, start_system(recipe, model_dir) as system:
+    with ray_cluster(processes(recipe)), start_system(recipe, model_dir) as system:
         if record.manifest is not None and record.checkpoint is not None:
             sampler.load_state(record.manifest.sampler)
             policy = (record.checkpoint / POLICY).absolute()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
@@ -61,3 +62,13 @@ class StopSignal:
         if self._received is not None:
             raise KeyboardInterrupt
         self._received = number
+
+
+@contextmanager
+def exit_on_stop() -> Iterator[StopSignal]:
+    """A StopSignal; StopRequested then ends the process with 128 + the signal's number, as a shell reports it."""
+    with StopSignal() as stop:
+        try:
+            yield stop
+        except StopRequested as stopped:
+            raise SystemExit(128 + stopped.signal) from None

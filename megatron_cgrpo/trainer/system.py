@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 
 from megatron_cgrpo.actor.group import ActorGroup
+from megatron_cgrpo.actor.model import check_precision
 from megatron_cgrpo.actor.policy import PolicySpec
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.model_shape import read_model_shape
+from megatron_cgrpo.config.model_shape import model_shape, read_model_shape
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_cgrpo.evaluation.benchmark import Benchmark
-from megatron_cgrpo.rollout.engine_spec import engine_spec
+from megatron_cgrpo.launch.cluster import check_capacity
+from megatron_cgrpo.rollout.engine_spec import check_engine_model, engine_spec
 from megatron_cgrpo.rollout.pool import EnginePool
 from megatron_cgrpo.rollout.ray_engine import start_engines
 from megatron_cgrpo.rollout.weight_client import WeightClient
@@ -66,8 +68,15 @@ class System:
     pool: EnginePool
 
 
-def logical_cpus(recipe: Recipe) -> int:
-    """One for each trainer rank and each engine worker."""
+def check_hardware(recipe: Recipe) -> None:
+    """Raises ConfigError where this machine cannot run the recipe's model; before any long work."""
+    cuda = torch.cuda.is_available()
+    check_precision(recipe.model, recipe.train.packed, cuda)
+    check_engine_model(model_shape(recipe), cuda)
+
+
+def processes(recipe: Recipe) -> int:
+    """Trainer ranks and engine workers; each takes a GPU where there are GPUs, else a logical CPU."""
     return recipe.parallel.world_size + recipe.rollout.engines * recipe.rollout.tensor_parallel
 
 
@@ -75,6 +84,7 @@ def logical_cpus(recipe: Recipe) -> int:
 def start_system(recipe: Recipe, model_dir: Path) -> Iterator[System]:
     """Starts both sides at once, loads the policy from ``model_dir``, connects them; stops both on exit."""
     cuda = torch.cuda.is_available()
+    check_capacity(*((processes(recipe), 0) if cuda else (0, processes(recipe))))
     engine = engine_spec(recipe, model_dir, cuda)
     spec = PolicySpec(
         shape=read_model_shape(model_dir),
@@ -83,6 +93,7 @@ def start_system(recipe: Recipe, model_dir: Path) -> Iterator[System]:
         optimizer=recipe.optimizer,
         total_updates=recipe.train.steps * recipe.train.updates_per_step,
         seed=recipe.seed,
+        temperature=recipe.rollout.temperature,
     )
     with ThreadPoolExecutor(1) as executor:
         starting = executor.submit(start_engines, engine, recipe.rollout.engines)

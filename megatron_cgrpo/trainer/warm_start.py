@@ -23,12 +23,12 @@ from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.task import MisconceptionsConfig, WarmStartConfig
 from megatron_cgrpo.data.tokenizer import Tokenizer, load_tokenizer
-from megatron_cgrpo.launch.cluster import ray_cluster
+from megatron_cgrpo.launch.cluster import check_capacity, ray_cluster
 from megatron_cgrpo.observe.display import Display
-from megatron_cgrpo.rollout.engine_spec import check_engine_model
 from megatron_cgrpo.tasks.base import WarmStartTask
 from megatron_cgrpo.tasks.misconceptions.task import MisconceptionsTask
 from megatron_cgrpo.tasks.misconceptions.tokenizer import write_tokenizer
+from megatron_cgrpo.trainer.signals import StopSignal
 from megatron_cgrpo.types import TrainRow
 
 logger = logging.getLogger(__name__)
@@ -41,9 +41,11 @@ _REPORT_EVERY = 20
 _LAYOUT_KEYS = {"cache_dir", "tp", "dp", "micro_batch_tokens"}
 
 
-def base_model(recipe: Recipe, display: Display) -> Path:
-    """The Hugging Face directory that training starts from: ``model.path``, or the warm-started base model."""
-    check_engine_model(model_shape(recipe), torch.cuda.is_available())
+def base_model(recipe: Recipe, display: Display, stop: StopSignal) -> Path:
+    """The Hugging Face directory that training starts from: ``model.path``, or the warm-started base model.
+
+    Raises StopRequested after a signal; nothing of an unfinished warm start is kept.
+    """
     if recipe.model.path is not None:
         return recipe.model.path
     assert isinstance(recipe.task, MisconceptionsConfig)  # the recipe's checks refuse other tasks without a model
@@ -57,7 +59,7 @@ def base_model(recipe: Recipe, display: Display) -> Path:
         if target.is_dir():
             logger.info("base model: cached in %s", target)
         else:
-            _train(recipe.warm_start, shape, task, tokenizer, tokenizer_dir, target, display)
+            _train(recipe.warm_start, shape, task, tokenizer, tokenizer_dir, target, display, stop)
     return target
 
 
@@ -88,12 +90,16 @@ def _train(
     tokenizer_dir: Path,
     target: Path,
     display: Display,
+    stop: StopSignal,
 ) -> None:
     display.status(f"warm start: {config.steps} supervised steps (kept for later runs)")
-    with ray_cluster(config.tp * config.dp):
+    ranks = config.tp * config.dp
+    with ray_cluster(ranks):
+        check_capacity(*((ranks, 0) if torch.cuda.is_available() else (0, ranks)))
         actor = _actor(config, shape)
         actor.initialise(config.seed)
         for step, rows in enumerate(islice(batches(task, config), config.steps), start=1):
+            stop.check()
             update = actor.supervised_update(rows)
             if step % _REPORT_EVERY == 0 or step == config.steps:
                 display.status(f"warm start: step {step}/{config.steps}, loss {update.sums['loss']:.3f}")

@@ -29,14 +29,16 @@ class Case:
     chunk: int
     sequence_parallel: bool = False
     dtype: torch.dtype = torch.float32
+    temperature: float = 1.0
 
 
-ONE_RANK = [Case(11, 11, chunk) for chunk in (1, 7, TOKENS, 1000)] + [Case(9, 12, 7)]
+ONE_RANK = [Case(11, 11, chunk) for chunk in (1, 7, TOKENS, 1000)] + [Case(9, 12, 7), Case(9, 12, 7, temperature=0.6)]
 TWO_RANKS = [
     *(Case(12, 6, chunk, parallel) for chunk in (1, 7, TOKENS) for parallel in (False, True)),
     Case(11, 6, 7),
     Case(6, 6, 7, True),  # the second shard is padding only
     Case(5, 6, 7),
+    Case(11, 6, 7, True, temperature=1.7),
     Case(11, 6, 7, True, torch.bfloat16),
 ]
 
@@ -63,7 +65,7 @@ def inputs(case: Case, world: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
 def dense(case: Case, world: int) -> Values:
     hidden, weight, targets, logp_weight, entropy_weight = inputs(case, world)
     hidden, weight = hidden.double().requires_grad_(), weight.double().requires_grad_()
-    scores = (hidden.transpose(0, 1) @ weight[: case.vocab].t()).log_softmax(-1)
+    scores = (hidden.transpose(0, 1) @ weight[: case.vocab].t() / case.temperature).log_softmax(-1)
     logp = scores.gather(-1, targets[..., None])[..., 0]
     entropy = -(scores.exp() * scores).sum(-1)
     (logp * logp_weight + entropy * entropy_weight).sum().backward()
@@ -85,6 +87,7 @@ def fused(case: Case, rank: int, world: int) -> Values:
         group=dist.group.WORLD,
         sequence_parallel=case.sequence_parallel,
         chunk=case.chunk,
+        temperature=case.temperature,
     )
     (logp * logp_weight + entropy * entropy_weight).sum().backward()
     return Values(logp.detach(), entropy.detach(), hidden.grad, shard.grad)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from megatron.core.models.common.embeddings import rope_utils
 
-from megatron_cgrpo.actor.model import transformer_config, uses_transformer_engine
+from megatron_cgrpo.actor.model import check_precision, transformer_config, uses_transformer_engine
+from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model import ModelConfig
 from megatron_cgrpo.config.model_shape import QWEN2, QWEN3, ModelShape
 from megatron_cgrpo.config.parallel import ParallelConfig
@@ -118,3 +119,12 @@ def test_transformer_engine_comes_with_cuda_or_when_asked_for(monkeypatch: pytes
         assert uses_transformer_engine(ModelConfig()) is cuda
         assert uses_transformer_engine(ModelConfig(implementation="transformer_engine"))
         assert not uses_transformer_engine(ModelConfig(implementation="local"))
+
+
+def test_precisions_that_would_fail_in_training_are_refused() -> None:
+    check_precision(ModelConfig(), packed=True, cuda=False)
+    with pytest.raises(ConfigError, match="implementation=transformer_engine: needs CUDA"):
+        check_precision(ModelConfig(implementation="transformer_engine"), packed=True, cuda=False)
+    with pytest.raises(ConfigError, match="dtype=float32"):
+        check_precision(ModelConfig(implementation="transformer_engine"), packed=True, cuda=True)
+    check_precision(ModelConfig(implementation="transformer_engine", dtype="bfloat16"), packed=True, cuda=True)

@@ -15,7 +15,7 @@ def write_run(run: Path, passes: dict[int, float]) -> Path:
     log = MetricsLog(run / "metrics.jsonl")
     for step in range(1, 5):
         metrics = {"step": step, "reward.mean": step / 10, "groups.failed": 4 - step, "groups.total": 8}
-        metrics |= {"loss.entropy": 0.5, "time.step": 2.0, "time.generate": 1.5, "time.idle": 0.5}
+        metrics |= {"entropy.rollout": 0.5, "time.step": 2.0, "time.generate": 1.5, "time.idle": 0.5}
         log.write(metrics | ({"eval.pass_at_1": passes[step]} if step in passes else {}))
     log.close()
     return run
