@@ -45,7 +45,7 @@ def test_validate_loads_nothing_heavy() -> None:
     [
         ("validate", "train.stesp=1", "error train.stesp: no such key; the nearest is train.steps"),
         ("validate", "model.path=nowhere", "error model.path"),
-        ("train", "parallel.tp=4", "error parallel.tp=4: exceeds the model's 2 key/value heads"),
+        ("train", "parallel.tp=8", "error parallel.tp=8: exceeds the model's 4 key/value heads"),
         ("eval", "rollout.top_p=0.9", "error rollout.top_p=0.9"),
         ("sample", "critic.kind=none", "error algorithm.refinements=1"),
     ],

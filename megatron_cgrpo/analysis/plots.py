@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from megatron_cgrpo.observe.metrics import Metrics, read_metrics
 
+ENTROPY = {"entropy.rollout": "initial responses", "entropy.refinement": "refinements"}
 PHASES = ("generate", "verify", "critique", "refine", "logprob", "update", "sync")
 PHASES += ("record", "checkpoint", "evaluate", "idle")
 
@@ -29,7 +30,7 @@ def plot_run(run_dir: Path) -> list[Path]:
                 {"refinement.questions_refined": "questions refined", "refinement.valid": "valid refinements"},
             ),
         ),
-        "entropy": (
+        "entropy": ("nats per token", lambda axes: draw(axes, steps, ENTROPY)),
             "nats per token",
             lambda axes: draw(
                 axes, steps, {"entropy.rollout": "initial responses", "entropy.refinement": "refinements"}
