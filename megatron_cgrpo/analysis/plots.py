@@ -31,11 +31,6 @@ def plot_run(run_dir: Path) -> list[Path]:
             ),
         ),
         "entropy": ("nats per token", lambda axes: draw(axes, steps, ENTROPY)),
-            "nats per token",
-            lambda axes: draw(
-                axes, steps, {"entropy.rollout": "initial responses", "entropy.refinement": "refinements"}
-            ),
-        ),
         "misconceptions": (
             "share repaired",
             lambda axes: draw(axes, steps, {"eval.misconceptions_repaired": "misconceptions repaired"}),
