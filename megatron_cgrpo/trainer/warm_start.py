@@ -111,7 +111,7 @@ def _train(
 def _actor(config: WarmStartConfig, shape: ModelShape) -> ActorGroup:
     spec = PolicySpec(
         shape=shape,
-        model=ModelConfig(),
+        model=ModelConfig(implementation="local"),  # float32 and packed, which Transformer Engine is not for
         parallel=ParallelConfig(tp=config.tp, dp=config.dp),
         optimizer=OptimizerConfig(
             lr=config.lr,

@@ -153,6 +153,15 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder: Path, cach
     assert run.comparable_metrics() == uninterrupted.comparable_metrics()
 
 
+def test_a_killed_engine_loses_nothing_and_changes_nothing(folder: Path, cache: Path, uninterrupted: Run) -> None:
+    run = Run(folder, cache, "engine_killed")
+    run.wait_for_step(1)
+    cores = [process for process in run.session() if "EngineCore" in " ".join([process.name(), *process.cmdline()])]
+    cores[0].kill()
+    run.finish()
+    assert run.comparable_metrics() == uninterrupted.comparable_metrics()
+
+
 def test_sigterm_saves_and_leaves_nothing_running_and_another_layout_goes_on(folder: Path, cache: Path) -> None:
     before = set(Path("/dev/shm").glob("mcgrpo-*")) if Path("/dev/shm").is_dir() else set()
     run = Run(folder, cache, "stopped", "checkpoint.every=0")
