@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +14,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from megatron_cgrpo.config import ConfigError, Recipe, check_paths, check_recipe, dump_recipe, load_recipe, model_shape
+from megatron_cgrpo.config import (
+    ConfigError,
+    Recipe,
+    check_inputs,
+    check_recipe,
+    check_run_dir,
+    dump_recipe,
+    load_recipe,
+    model_shape,
+)
+from megatron_cgrpo.config.errors import RunError
 
 BAD_CONFIG = 2
+RUN_FAILED = 1
 
 app = typer.Typer(
     name="mcgrpo",
@@ -58,7 +69,7 @@ def validate(
 
     Example: mcgrpo validate examples/sandbox.yaml parallel.tp=1 parallel.dp=2 --print
     """
-    with _config_errors():
+    with _readable_errors():
         resolved = _load(recipe, overrides)
     if show:
         typer.echo(dump_recipe(resolved), nl=False)
@@ -78,9 +89,9 @@ def train(
 
     Example: mcgrpo train examples/sandbox.yaml run.dir=runs/first train.steps=20
     """
-    with _config_errors():
+    with _readable_errors():
         resolved = _load(recipe, overrides)
-        check_paths(resolved, resume)
+        check_run_dir(resolved, resume)
         _log_progress()
         from megatron_cgrpo.trainer.run import train as train_recipe
 
@@ -98,7 +109,7 @@ def evaluate(
 
     Example: mcgrpo eval examples/sandbox.yaml --checkpoint runs/sandbox/checkpoints/step_000080
     """
-    with _config_errors():
+    with _readable_errors():
         resolved = _load(recipe, overrides)
         _log_progress()
         from megatron_cgrpo.trainer.serve import evaluate as evaluate_recipe
@@ -127,7 +138,7 @@ def sample(
 
     Example: mcgrpo sample examples/sandbox.yaml --question "7*8-9+4" -n 2
     """
-    with _config_errors():
+    with _readable_errors():
         resolved = _load(recipe, overrides)
         _log_progress()
         from megatron_cgrpo.trainer.serve import sample as sample_recipe
@@ -141,20 +152,28 @@ def sample(
 
 def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
     resolved = load_recipe(recipe, overrides or [])
+    check_inputs(resolved)
     check_recipe(resolved, model_shape(resolved))
     return resolved
 
 
 @contextmanager
-def _config_errors() -> Iterator[None]:
-    """A refused configuration is told in sentences, without a traceback, with exit code 2."""
+def _readable_errors() -> Iterator[None]:
+    """What was refused (exit code 2), or what ended the run (1), in sentences and without a traceback."""
     try:
         yield
     except ConfigError as error:
-        console = Console(stderr=True, soft_wrap=True)
-        for problem in error.problems:
-            console.print(f"[bold red]error[/] {escape(problem)}", highlight=False)
+        _complain(error.problems)
         raise typer.Exit(BAD_CONFIG) from error
+    except (RunError, FloatingPointError) as error:
+        _complain([str(error)])
+        raise typer.Exit(RUN_FAILED) from error
+
+
+def _complain(sentences: Sequence[str]) -> None:
+    console = Console(stderr=True, soft_wrap=True)
+    for sentence in sentences:
+        console.print(f"[bold red]error[/] {escape(sentence)}", highlight=False)
 
 
 def _log_progress() -> None:

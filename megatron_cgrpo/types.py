@@ -109,7 +109,8 @@ class Group:
     """Everything that one prompt produced in one step.
 
     ``samples`` train: the initial responses, then the selected refinements. ``refinements`` are all that were
-    generated, selected or not. ``dropped_critiques`` counts, by cause, critiques that never became usable.
+    generated, selected or not. ``dropped_critiques`` counts responses that got no usable critique by the final cause,
+    ``critique_failures`` every failed attempt by its cause, whatever became of the response.
     """
 
     prompt: Prompt
@@ -117,6 +118,7 @@ class Group:
     refinements: list[Sample] = field(default_factory=list)
     selected: list[int] = field(default_factory=list)
     dropped_critiques: dict[str, int] = field(default_factory=dict)
+    critique_failures: dict[str, int] = field(default_factory=dict)
 
     @property
     def samples(self) -> list[Sample]:

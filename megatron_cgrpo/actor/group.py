@@ -13,13 +13,13 @@ from megatron_cgrpo.actor.microbatches import Layout
 from megatron_cgrpo.actor.policy import PolicySpec
 from megatron_cgrpo.actor.worker import RankUpdate, Worker
 from megatron_cgrpo.algorithm.spec import LossSpec
-from megatron_cgrpo.config.model_shape import ModelShape
+from megatron_cgrpo.config.errors import RunError
 from megatron_cgrpo.data.packing import Schedule, schedule
 from megatron_cgrpo.types import TrainRow
 from megatron_cgrpo.weights.transfer.protocol import EngineClient
 
 
-class TrainerDied(RuntimeError):
+class TrainerDied(RunError):
     """A trainer rank is gone. The others wait for it in a collective, so the whole group has to be replaced."""
 
 
@@ -47,10 +47,6 @@ class ActorGroup:
         self._workers = [actor.remote(rank, threads) for rank in range(spec.parallel.world_size)]
         layout = Layout.of(spec.parallel, packed)
         self._call("start", spec, layout, self._free_endpoint())
-
-    @property
-    def shape(self) -> ModelShape:
-        return self._spec.shape
 
     def load_hf(self, model_dir: Path, *, reference: bool = False) -> None:
         """Loads the policy, and with ``reference`` a frozen copy, from a Hugging Face directory."""
@@ -148,16 +144,18 @@ class ActorGroup:
         shared = [ray.put(argument) for argument in arguments]
         pending = {getattr(worker, method).remote(*shared): rank for rank, worker in enumerate(self._workers)}
         replies: list[Any] = [None] * len(pending)
-        while pending:
-            done, _ = ray.wait(list(pending), num_returns=1)
-            rank = pending.pop(done[0])
-            try:
+        completed = False
+        try:
+            while pending:
+                done, _ = ray.wait(list(pending), num_returns=1)
+                rank = pending.pop(done[0])
                 replies[rank] = ray.get(done[0])
-            except ray.exceptions.RayActorError as error:
-                self._failed = True
-                raise TrainerDied(f"trainer rank {rank} died during {method}: {error}") from error
-            except ray.exceptions.RayTaskError as error:
-                self._failed = True
-                # Ray derives its error from the remote exception's class; callers want the exception itself.
-                raise error.cause from error
+            completed = True
+        except ray.exceptions.RayActorError as error:
+            raise TrainerDied(f"trainer rank {rank} died during {method}: {error}") from error
+        except ray.exceptions.RayTaskError as error:
+            # Ray derives its error from the remote exception's class; callers want the exception itself.
+            raise error.cause from error
+        finally:
+            self._failed = self._failed or not completed  # an interrupt too leaves ranks inside the call
         return replies

@@ -31,11 +31,11 @@ def build_microbatches(shares: Sequence[Sequence[TrainRow]], layout: Layout, dev
     """One ``MicroBatch`` for each list of rows, in order."""
     multiple = layout.multiple_of
     if layout.packed:
-        length = max(sum(len(row.token_ids) for row in rows) for rows in shares) if layout.equal else 0
+        length = max((sum(len(row.token_ids) for row in rows) for rows in shares), default=1) if layout.equal else 0
         batches = [pack(rows, pad_to_multiple_of=multiple, pad_to=length) for rows in shares]
     else:
-        length = max(len(row.token_ids) for rows in shares for row in rows) if layout.equal else 0
-        rows_each = max(len(rows) for rows in shares) if layout.equal else 0
+        length = max((len(row.token_ids) for rows in shares for row in rows), default=1) if layout.equal else 0
+        rows_each = max((len(rows) for rows in shares), default=1) if layout.equal else 0
         batches = [pad(rows, pad_to_multiple_of=multiple, pad_to=length, batch_size=rows_each) for rows in shares]
     return [_to(batch, device) for batch in batches]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import ray
 import torch
 
 from megatron_cgrpo.actor import objectives
@@ -51,8 +52,7 @@ class Worker:
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
-        host = socket.gethostbyname(socket.gethostname())
-        return Endpoint(host, port)
+        return Endpoint(ray.util.get_node_ip_address(), port)
 
     def start(self, spec: PolicySpec, layout: Layout, endpoint: Endpoint) -> None:
         self._spec, self._layout = spec, layout

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from megatron_cgrpo.observe.metrics import Metrics, read_metrics
 
 ENTROPY = {"entropy.rollout": "initial responses", "entropy.refinement": "refinements"}
-PHASES = ("generate", "verify", "critique", "refine", "logprob", "update", "sync")
-PHASES += ("record", "checkpoint", "evaluate", "idle")
+PHASES: tuple[str, ...] = ("generate", "verify", "critique", "refine")
+PHASES += ("logprob", "update", "sync", "record", "checkpoint", "evaluate", "idle")
 
 
 def plot_run(run_dir: Path) -> list[Path]:

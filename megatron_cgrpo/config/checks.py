@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.model_files import VOCABULARIES, has_tokenizer
 from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.task import FileTaskConfig, MisconceptionsConfig
-
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def check_recipe(recipe: Recipe, model: ModelShape | None) -> None:
@@ -29,9 +28,9 @@ def check_recipe(recipe: Recipe, model: ModelShape | None) -> None:
         raise ConfigError(problems)
 
 
-def check_paths(recipe: Recipe, resume: bool) -> None:
-    """Raises ConfigError for a run directory, model or data file that cannot be used. Changes nothing on disk."""
-    problems = [*_run_dir(Path(recipe.run.dir), resume)]
+def check_inputs(recipe: Recipe) -> None:
+    """Raises ConfigError for a model directory or data file that cannot be used."""
+    problems: list[str] = []
     if recipe.model.path is not None:
         problems += _model_files(recipe.model.path)
     if isinstance(recipe.task, FileTaskConfig):
@@ -39,6 +38,12 @@ def check_paths(recipe: Recipe, resume: bool) -> None:
             if not path.is_file():
                 problems.append(f"{field}={path}: there is no such file: name a JSONL or parquet file")
     if problems:
+        raise ConfigError(problems)
+
+
+def check_run_dir(recipe: Recipe, resume: bool) -> None:
+    """Raises ConfigError where the run cannot be written or is not there to be resumed. Changes nothing on disk."""
+    if problems := [*_run_dir(Path(recipe.run.dir), resume)]:
         raise ConfigError(problems)
 
 
@@ -105,6 +110,11 @@ def _task(recipe: Recipe) -> Iterator[str]:
                 f"task.train_problems={task.train_problems}: is less than train.prompts_per_step={prompts}: "
                 "raise it, or lower the latter"
             )
+        if task.train_problems + task.test_problems > task.usable_problems:
+            yield (
+                f"task.train_problems={task.train_problems} + task.test_problems={task.test_problems}: exceed the "
+                f"{task.usable_problems} that can be used: ask for fewer or raise task.max_operations"
+            )
         if recipe.evaluation.prompts is not None and recipe.evaluation.prompts > task.test_problems:
             yield (
                 f"evaluation.prompts={recipe.evaluation.prompts}: exceeds task.test_problems={task.test_problems}: "
@@ -127,6 +137,11 @@ def _layout(recipe: Recipe, model: ModelShape) -> Iterator[str]:
         yield (
             f"rollout.tensor_parallel={engine}: the model's {model.heads} attention heads are not divisible by it: "
             "choose a divisor"
+        )
+    elif max(model.kv_heads, engine) % min(model.kv_heads, engine):
+        yield (
+            f"rollout.tensor_parallel={engine}: neither divides the model's {model.kv_heads} key/value heads nor is "
+            "a multiple of them: choose either"
         )
 
 
@@ -189,12 +204,26 @@ def _model_files(directory: Path) -> Iterator[str]:
     if not (directory / "config.json").is_file():
         yield f"model.path={directory}: has no config.json: name a Hugging Face model directory"
         return
-    if not any((directory / name).is_file() for name in TOKENIZERS):
-        yield f"model.path={directory}: has no tokenizer ({', '.join(TOKENIZERS)}): copy the model's tokenizer there"
+    if not has_tokenizer(directory):
+        yield f"model.path={directory}: has no tokenizer ({', '.join(VOCABULARIES)}): copy the model's tokenizer there"
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if absent := sorted(name for name in shards if not (directory / name).is_file()):
+        shards = _indexed_files(index)
+        if shards is None:
+            yield f"model.path={directory}: {index.name} is damaged: download it again"
+        elif absent := sorted(name for name in shards if not (directory / name).is_file()):
             yield f"model.path={directory}: lacks {len(absent)} weight files, {absent[0]} first: download them again"
     elif not any(directory.glob("*.safetensors")):
         yield f"model.path={directory}: has no *.safetensors weights: download or convert them"
+
+
+def _indexed_files(index: Path) -> set[str] | None:
+    """The weight files that an index names; None where it cannot be read."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        return None
+    return set(files.values())

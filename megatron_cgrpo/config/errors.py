@@ -1,4 +1,4 @@
-"""What every refused configuration raises."""
+"""What a refused configuration raises, and what a run raises that cannot go on."""
 
 from collections.abc import Sequence
 
@@ -9,3 +9,7 @@ class ConfigError(Exception):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(self.problems))
+
+
+class RunError(RuntimeError):
+    """Something outside the program ended the run; the message says what, and what to do."""

@@ -77,25 +77,28 @@ def read_model_shape(directory: Path) -> ModelShape:
         raise ConfigError(f"model.path: cannot read config.json in {directory}: name a Hugging Face model") from error
     except ValueError as error:
         raise ConfigError(f"model.path: {path} is not JSON ({error}): download the model again") from error
-    named = (content.get("architectures") if isinstance(content, dict) else None) or ["none"]
-    if named[0] not in ARCHITECTURES:
+    if not isinstance(content, dict):
+        raise ConfigError(f"model.path: {path} is no JSON object: download the model again")
+    architectures = content.get("architectures")
+    named = str(architectures[0]) if isinstance(architectures, list) and architectures else "none"
+    if named not in ARCHITECTURES:
         supported = " or ".join(ARCHITECTURES)
-        raise ConfigError(f"model.path: architecture {named[0]} of {path} is not supported: {supported}")
-    rope = {**content, **(content.get("rope_scaling") or {}), **(content.get("rope_parameters") or {})}
+        raise ConfigError(f"model.path: architecture {named} of {path} is not supported: {supported}")
+    rope = content | _mapping(content, "rope_scaling", path) | _mapping(content, "rope_parameters", path)
     _refuse_unsupported(content, rope, path)
     hidden, heads = _size(content, "hidden_size", path), _size(content, "num_attention_heads", path)
     return ModelShape(
-        architecture=named[0],
+        architecture=named,
         layers=_size(content, "num_hidden_layers", path),
         heads=heads,
         kv_heads=_size(content, "num_key_value_heads", path),
-        head_dim=content.get("head_dim") or hidden // heads,
+        head_dim=_size(content, "head_dim", path) if content.get("head_dim") else hidden // heads,
         hidden=hidden,
         ffn=_size(content, "intermediate_size", path),
         vocab=_size(content, "vocab_size", path),
         max_positions=_size(content, "max_position_embeddings", path),
-        norm_eps=float(content.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(rope.get("rope_theta", _ROPE_THETA)),
+        norm_eps=_number(content, "rms_norm_eps", 1e-6, path),
+        rope_theta=_number(rope, "rope_theta", _ROPE_THETA, path),
         tied_embeddings=bool(content.get("tie_word_embeddings", False)),
     )
 
@@ -140,4 +143,18 @@ def _size(content: Mapping[str, Any], key: str, path: Path) -> int:
     value = content.get(key)
     if not isinstance(value, int) or value < 1:
         raise ConfigError(f"model.path: {key}={value!r} in {path} is not a size: the file is damaged")
+    return value
+
+
+def _number(content: Mapping[str, Any], key: str, default: float, path: Path) -> float:
+    value = content.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ConfigError(f"model.path: {key}={value!r} in {path} is no positive number: the file is damaged")
+    return float(value)
+
+
+def _mapping(content: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    value = content.get(key) or {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"model.path: {key}={value!r} in {path} is no mapping: the file is damaged")
     return value

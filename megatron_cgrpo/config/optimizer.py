@@ -1,10 +1,12 @@
 """AdamW and its learning-rate schedule."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from megatron_cgrpo.config.section import Section
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
@@ -16,7 +18,7 @@ class OptimizerConfig(Section):
     warmup_steps: int = Field(0, ge=0)
     decay_steps: int | None = Field(None, ge=1)
     weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     grad_clip: float = Field(1.0, ge=0, description="global norm; 0 switches clipping off")
     distributed: bool = True

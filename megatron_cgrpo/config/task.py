@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from megatron_cgrpo.config.section import Section
 
+OPERATORS = "+-*"
+
 
 class MisconceptionsConfig(Section):
     """Chains of one-digit operations modulo ``modulus``; a share of the facts is believed wrongly by the base model.
@@ -23,6 +25,17 @@ class MisconceptionsConfig(Section):
     train_problems: int = Field(4000, ge=1)
     test_problems: int = Field(256, ge=1)
     seed: int = 0
+
+    @property
+    def different_problems(self) -> int:
+        """Number of chains of ``min_operations`` to ``max_operations`` operations."""
+        lengths = range(self.min_operations, self.max_operations + 1)
+        return sum(self.modulus ** (n + 1) * len(OPERATORS) ** n for n in lengths)
+
+    @property
+    def usable_problems(self) -> int:
+        """What the train and test sets may hold together: the base model's own training needs the other half."""
+        return self.different_problems // 2
 
     @model_validator(mode="after")
     def _lengths(self) -> "MisconceptionsConfig":

@@ -18,4 +18,10 @@ def build_critic(config: CriticConfig, feedback: Feedback, encode: Encode) -> Cr
             return with_answer
         case "cot":
             fallback = with_answer if config.on_failure == "indicative_gt" else None
-            return RetryingCritic(ProgramCritic(feedback.program_critique, encode), config.retries, fallback)
+            return RetryingCritic(_chain_of_thought(config, feedback, encode), config.retries, fallback)
+
+
+def _chain_of_thought(config: CriticConfig, feedback: Feedback, encode: Encode) -> Critic:
+    match config.source:
+        case "program":
+            return ProgramCritic(feedback.program_critique, encode)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Sequence
 from typing import TypedDict
 
+from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.types import Prompt
 
 
@@ -22,12 +24,12 @@ class SamplerState(TypedDict):
 class PromptSampler:
     """Walks through the dataset in a new permutation every epoch; the permutation depends on (seed, epoch) alone.
 
-    Raises ``ValueError`` for an empty dataset or repeated prompt ids.
+    Raises ConfigError for an empty dataset or repeated prompt ids.
     """
 
     def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
         if not prompts:
-            raise ValueError("the training set is empty: give a task with at least one training problem")
+            raise ConfigError("the training set is empty: give a task with at least one training problem")
         self._prompts = prompts
         self._seed = seed
         self._fingerprint = dataset_fingerprint(prompts)
@@ -55,14 +57,14 @@ class PromptSampler:
         return SamplerState(seed=self._seed, epoch=self._epoch, position=self._position, fingerprint=self._fingerprint)
 
     def load_state(self, state: SamplerState) -> None:
-        """Continue where ``state`` was taken. Raises ``ValueError`` if it is of another dataset or seed."""
+        """Continue where ``state`` was taken. Raises ConfigError if it is of another dataset or seed."""
         if state["fingerprint"] != self._fingerprint:
-            raise ValueError(
+            raise ConfigError(
                 f"the checkpoint's data (fingerprint {state['fingerprint']}) are not this training set "
                 f"({self._fingerprint}): resume with the task settings and files that the run started with"
             )
         if state["seed"] != self._seed:
-            raise ValueError(
+            raise ConfigError(
                 f"seed={self._seed}, but the checkpoint's prompt order comes from seed={state['seed']}: "
                 "resume with that seed"
             )
@@ -77,12 +79,16 @@ class PromptSampler:
 
 
 def dataset_fingerprint(prompts: Sequence[Prompt]) -> str:
-    """16 hex digits of a hash over the prompt ids in order. Raises ``ValueError`` if an id repeats."""
+    """16 hex digits of a hash over ids, questions, answers and prompt tokens, in order.
+
+    Raises ConfigError if an id repeats.
+    """
     digest = hashlib.sha256()
     seen: set[str] = set()
     for prompt in prompts:
         if prompt.id in seen:
-            raise ValueError(f"prompt id {prompt.id!r} occurs twice: ids must be unique in a dataset")
+            raise ConfigError(f"prompt id {prompt.id!r} occurs twice: ids must be unique in a dataset")
         seen.add(prompt.id)
-        digest.update(f"{len(prompt.id)}:{prompt.id}".encode())
+        content = (prompt.id, prompt.question, prompt.answer, prompt.token_ids)
+        digest.update(json.dumps(content).encode())
     return digest.hexdigest()[:16]

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.model_files import VOCABULARIES, has_tokenizer
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_REMEDY = "give a directory that holds a Hugging Face tokenizer (tokenizer.json and tokenizer_config.json)"
+_REMEDY = f"give a directory that holds a Hugging Face tokenizer ({' or '.join(VOCABULARIES)}, tokenizer_config.json)"
+_SHOWN = 80  # characters of a refused text
 
 
 class Tokenizer:
@@ -30,31 +34,29 @@ class Tokenizer:
         return self.eos_token_id if pad is None else int(pad)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text`` alone: no special token is added."""
-        return list(self._backend.encode(text, add_special_tokens=False))
+        """Ids of ``text`` alone: no special token is added. Raises ConfigError where the vocabulary lacks it."""
+        try:
+            return list(self._backend.encode(text, add_special_tokens=False))
+        except Exception as error:  # what a backend raises for a character that it does not know has no type of its own
+            raise ConfigError(
+                f"text {text[:_SHOWN]!r}: the tokenizer refuses it ({error}): use what its vocabulary can write"
+            ) from error
 
     def decode(self, ids: list[int]) -> str:
         """Text of ``ids`` without special tokens, spaces left as they are."""
         return str(self._backend.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def save(self, directory: Path) -> None:
-        """Writes the files that ``load_tokenizer`` and an engine read."""
-        self._backend.save_pretrained(str(directory))
-
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Loads from a local directory.
-
-    Raises ``FileNotFoundError`` where there is no tokenizer, ``ValueError`` where it cannot be read or has no EOS.
-    """
+    """Loads from a local directory. Raises ConfigError where no tokenizer is, or one that is damaged or has no EOS."""
     from transformers import AutoTokenizer  # takes seconds to import
 
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        raise FileNotFoundError(f"{path}: no tokenizer there; {_REMEDY}")
+    if not has_tokenizer(path):
+        raise ConfigError(f"{path}: no tokenizer there; {_REMEDY}")
     try:
         backend = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     except Exception as error:  # a broken tokenizer raises whatever its format's parser raises
-        raise ValueError(f"{path}: the tokenizer cannot be read ({error}); {_REMEDY}") from error
+        raise ConfigError(f"{path}: the tokenizer cannot be read ({error}); {_REMEDY}") from error
     if backend.eos_token_id is None:
-        raise ValueError(f"{path}: the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
+        raise ConfigError(f"{path}: the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
     return Tokenizer(backend, int(backend.eos_token_id))

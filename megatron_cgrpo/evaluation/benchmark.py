@@ -5,18 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from megatron_cgrpo.analysis.pass_at_k import pass_at_k
 from megatron_cgrpo.config.rollout import RolloutConfig
-from megatron_cgrpo.rollout.protocol import GenerateRequest
+from megatron_cgrpo.rollout.protocol import GenerateRequest, Generator
 from megatron_cgrpo.rollout.seeds import request_seed
 from megatron_cgrpo.tasks.base import Task
-from megatron_cgrpo.types import Completion, Group, Origin, Prompt, Sample
-
-
-class Generator(Protocol):
-    async def generate(self, request: GenerateRequest) -> list[Completion]: ...
+from megatron_cgrpo.types import Group, Origin, Prompt, Sample
 
 
 @dataclass(frozen=True)

@@ -33,28 +33,28 @@ def ray_cluster(cpus: int) -> Iterator[None]:
         return
     # Ray puts sockets below this directory, whose path may have about a hundred characters: not the run directory.
     directory = tempfile.mkdtemp(prefix="mcgrpo-ray-")
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=directory,
-    )
     try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=directory,
+        )
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def check_capacity(gpus: int, cpus: int) -> None:
-    """Raises ConfigError where the cluster has less than a run asks for: Ray would wait for it for ever."""
-    have = ray.cluster_resources()
-    for kind, wanted in (("GPU", gpus), ("CPU", cpus)):
-        if have.get(kind, 0) < wanted:
-            raise ConfigError(
-                f"parallel and rollout ask for {wanted} {kind}s, one for each trainer rank and engine worker: the Ray "
-                f"cluster has {have.get(kind, 0):g}: lower parallel.tp, pp or dp, or rollout.engines, or add nodes"
-            )
+def check_capacity(processes: int, cuda: bool) -> None:
+    """Raises ConfigError where the cluster has less free than a run asks for: Ray would wait for it for ever."""
+    kind = "GPU" if cuda else "CPU"
+    free = ray.available_resources().get(kind, 0)
+    if free < processes:
+        raise ConfigError(
+            f"parallel and rollout ask for {processes} {kind}s, one for each trainer rank and engine worker: the Ray "
+            f"cluster has {free:g} free: lower parallel.tp, pp or dp, or rollout.engines, or add nodes"
+        )

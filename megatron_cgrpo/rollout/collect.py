@@ -6,14 +6,14 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from random import Random
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.critique.critics import Critic, CritiqueFailure
 from megatron_cgrpo.critique.selection import select
 from megatron_cgrpo.critique.trigger import triggered
 from megatron_cgrpo.rollout.clock import StageClock
-from megatron_cgrpo.rollout.protocol import GenerateRequest
+from megatron_cgrpo.rollout.protocol import GenerateRequest, Generator
 from megatron_cgrpo.rollout.seeds import Stage, request_seed
 from megatron_cgrpo.tasks.base import Task
 from megatron_cgrpo.types import Completion, Critique, Group, Origin, Prompt, Sample
@@ -22,12 +22,6 @@ T = TypeVar("T")
 
 Decode = Callable[[list[int]], str]
 """Token ids to text without special tokens. The text is for verifiers and critics; it is never encoded again."""
-
-
-class Generator(Protocol):
-    """An engine, or a pool of them."""
-
-    async def generate(self, request: GenerateRequest) -> list[Completion]: ...
 
 
 class Collector:
@@ -62,9 +56,10 @@ class Collector:
         )
         refinements = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
         dropped = Counter(outcome.cause for outcome in outcomes if isinstance(outcome, CritiqueFailure))
+        failures = Counter(cause for outcome in outcomes for cause in _failed_attempts(outcome))
         rng = Random(self._seed(step, prompt, "select"))
         selected = select(refinements, algorithm.refinements, algorithm.selection, rng)
-        return Group(prompt, initial, refinements, selected, dict(sorted(dropped.items())))
+        return Group(prompt, initial, refinements, selected, _by_cause(dropped), _by_cause(failures))
 
     async def _generate(self, prompt: Prompt, step: int) -> list[Sample]:
         n, seed = self._recipe.algorithm.group_size, self._seed(step, prompt, "generate")
@@ -74,7 +69,11 @@ class Collector:
     async def _refined(
         self, critic: Critic, prompt: Prompt, parent: int, initial: Sample, step: int
     ) -> Sample | CritiqueFailure:
-        """The refinement of one initial response, or why there is none (``too_long``: beyond the engine's context)."""
+        """The refinement of one initial response, or why there is none.
+
+        ``too_long``: the critique was usable, but the prompt with it leaves no room for a whole response. No other
+        critique is asked for and ``critic.on_failure`` is not consulted: the length is mostly the failed response's.
+        """
         with self.clock.track("critique"):
             outcome = await critic.critique(prompt, initial.text, initial.verdict)
         if isinstance(outcome, CritiqueFailure):
@@ -111,6 +110,17 @@ class Collector:
 
     def _seed(self, step: int, prompt: Prompt, stage: Stage, index: int = 0) -> int:
         return request_seed(self._recipe.seed, step, prompt.id, stage, index)
+
+
+def _failed_attempts(outcome: Sample | CritiqueFailure) -> tuple[str, ...]:
+    """Causes of every attempt that failed on one response, also of those that a later attempt made good."""
+    if isinstance(outcome, CritiqueFailure):
+        return (*outcome.failures, outcome.cause)
+    return () if outcome.critique is None else outcome.critique.failures
+
+
+def _by_cause(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items()))
 
 
 async def _all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

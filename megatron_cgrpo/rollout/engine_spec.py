@@ -21,7 +21,7 @@ CPU_PREFILL_TOKENS = 4096
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """``model_dir`` needs config.json and a tokenizer only: engines start with dummy weights and wait for a push.
+    """``model_dir`` is absolute. It needs config.json and a tokenizer only: engines wait for a push with dummy weights.
 
     ``kv_cache_mib`` null leaves the size to ``gpu_memory_utilization``. ``start_timeout_s`` and
     ``progress_timeout_s`` are seconds, the latter without a single finished request.
@@ -70,7 +70,7 @@ def engine_spec(recipe: Recipe, model_dir: Path, cuda: bool) -> EngineSpec:
     """
     rollout = recipe.rollout
     return EngineSpec(
-        model_dir=str(model_dir),
+        model_dir=str(model_dir.absolute()),
         dtype=recipe.model.dtype,
         max_model_len=rollout.context_tokens,
         max_num_seqs=rollout.max_concurrent_sequences,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from megatron_cgrpo.config.errors import RunError
 from megatron_cgrpo.types import Completion
 
 
@@ -22,10 +23,14 @@ class GenerateRequest:
     temperature: float = 1.0
 
 
-class Engine(Protocol):
-    """One inference engine. Every method may raise ``EngineDied``; the pool then routes around it."""
+class Generator(Protocol):
+    """An engine, or a pool of them."""
 
     async def generate(self, request: GenerateRequest) -> list[Completion]: ...
+
+
+class Engine(Generator, Protocol):
+    """One inference engine. Every method may raise ``EngineDied``; the pool then routes around it."""
 
     async def restart(self) -> None:
         """Ends whatever is left of the engine and starts it anew, without weights. Returns before it is ready."""
@@ -40,7 +45,7 @@ class Engine(Protocol):
         ...
 
 
-class EngineDied(RuntimeError):
+class EngineDied(RunError):
     """The engine is gone; what it was generating has to be asked for again."""
 
 
@@ -48,5 +53,5 @@ class EngineNotReady(RuntimeError):
     """The engine has no trained weights: none were pushed since it started, or the last push did not complete."""
 
 
-class EngineStartError(RuntimeError):
+class EngineStartError(RunError):
     """An engine did not come up."""

@@ -10,7 +10,7 @@ from megatron_cgrpo.tasks.misconceptions.task import MisconceptionsTask
 
 
 def build_task(config: TaskConfig, tokenizer: Tokenizer) -> Task:
-    """Raises what the task raises: ``ConfigError`` for unusable files, ``ValueError`` for impossible sizes."""
+    """Raises ``ConfigError`` for unusable files and impossible sizes."""
     if isinstance(config, FileTaskConfig):
         return FileTask(config, tokenizer)
     return MisconceptionsTask(config, tokenizer)

@@ -12,6 +12,7 @@ from megatron_cgrpo.config.task import FileTaskConfig
 from megatron_cgrpo.data.tokenizer import Tokenizer
 from megatron_cgrpo.rewards.boxed import verify_boxed
 from megatron_cgrpo.tasks.base import Split
+from megatron_cgrpo.tasks.segments import without_eos
 from megatron_cgrpo.types import FinishReason, Group, Prompt, Verdict
 
 _QUESTION = "{question}"
@@ -66,15 +67,11 @@ class FileTask:
         return [
             *prompt.token_ids,
             *self._attempt,
-            *self._open(response_ids),
+            *without_eos(response_ids, self._eos),
             *self._feedback,
-            *self._open(critique_ids),
+            *without_eos(critique_ids, self._eos),
             *self._again,
         ]
-
-    def _open(self, ids: list[int]) -> list[int]:
-        """Without a final end-of-sequence: the text goes on."""
-        return ids[:-1] if ids and ids[-1] == self._eos else ids
 
 
 def _read_prompts(split: Split, path: Path, template: str, tokenizer: Tokenizer) -> list[Prompt]:

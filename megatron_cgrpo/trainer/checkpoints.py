@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,13 @@ _PACKAGES = ("torch", "megatron-core", "ray", "transformers")
 
 @dataclass(frozen=True)
 class Manifest:
-    """``weight_version`` is what the engines served; ``files`` maps each policy file to its size in bytes."""
+    """``weight_version`` is what the engines served, ``model`` the base model's fingerprint; ``files`` are in bytes."""
 
     format: int
     step: int
     weight_version: int
     sampler: SamplerState
+    model: str
     layout: dict[str, Any]
     recipe: dict[str, Any]
     packages: dict[str, str]
@@ -48,7 +49,9 @@ class CheckpointStore:
     def __init__(self, directory: Path, keep_last: int) -> None:
         self._directory, self._keep_last = directory, keep_last
 
-    def save(self, step: int, recipe: Recipe, sampler: SamplerState, write_policy: Callable[[Path], None]) -> Path:
+    def save(
+        self, step: int, recipe: Recipe, model: str, sampler: SamplerState, write_policy: Callable[[Path], None]
+    ) -> Path:
         """Writes aside, then renames; older checkpoints beyond ``keep_last`` go only when the new one is complete."""
         target = self._directory / f"step_{step:06d}"
         staging = self._directory / f".{target.name}.partial"
@@ -60,6 +63,7 @@ class CheckpointStore:
             step=step,
             weight_version=step,
             sampler=sampler,
+            model=model,
             layout=recipe.parallel.model_dump(mode="json"),
             recipe=recipe.model_dump(mode="json"),
             packages={name: version(name) for name in _PACKAGES},
@@ -92,9 +96,16 @@ def read_manifest(checkpoint: Path) -> Manifest:
         raise ConfigError(f"checkpoint {checkpoint}: has no {MANIFEST}: name a directory step_* of a run") from error
     except ValueError as error:
         raise ConfigError(f"checkpoint {checkpoint}: {MANIFEST} is damaged ({error}): use an earlier one") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"checkpoint {checkpoint}: {MANIFEST} is damaged (no JSON object): use an earlier one")
     if content.get("format") != FORMAT:
         raise ConfigError(
             f"checkpoint {checkpoint}: format {content.get('format')} is not {FORMAT}: use the version that wrote it"
+        )
+    if wrong := sorted(content.keys() ^ {field.name for field in fields(Manifest)}):
+        raise ConfigError(
+            f"checkpoint {checkpoint}: {MANIFEST} is damaged (keys missing or unknown: {', '.join(wrong)}): "
+            "use an earlier one"
         )
     manifest = Manifest(**content)
     found = _sizes(checkpoint / POLICY)

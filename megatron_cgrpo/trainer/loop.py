@@ -15,10 +15,11 @@ from megatron_cgrpo.observe.timers import Timer
 from megatron_cgrpo.rollout.collect import Collector
 from megatron_cgrpo.rollout.protocol import EngineDied
 from megatron_cgrpo.trainer.batch import StepRows, build_rows, loss_spec
+from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.record import Record
 from megatron_cgrpo.trainer.signals import StopRequested, StopSignal
 from megatron_cgrpo.trainer.step_metrics import rollout_metrics, time_metrics, token_metrics, update_metrics
-from megatron_cgrpo.trainer.system import Problems, System
+from megatron_cgrpo.trainer.system import System
 from megatron_cgrpo.types import Group, TrainRow
 
 logger = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.loading import dump_recipe
+from megatron_cgrpo.config.loading import dump_recipe, load_recipe
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import SamplerState
 from megatron_cgrpo.observe.atomic import write_text
@@ -16,30 +16,12 @@ from megatron_cgrpo.observe.display import Display
 from megatron_cgrpo.observe.metrics import Metrics, MetricsLog, Sink, read_metrics
 from megatron_cgrpo.observe.rollouts import write_rollouts
 from megatron_cgrpo.observe.sinks import open_sinks
-from megatron_cgrpo.trainer.checkpoints import CheckpointStore, Manifest, read_manifest
+from megatron_cgrpo.trainer.checkpoints import CheckpointStore, read_manifest
+from megatron_cgrpo.trainer.same_training import check_same, model_fingerprint
 from megatron_cgrpo.types import Group
 
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
-
-# Settings that may change when a run is resumed: they decide how it runs, not what it computes.
-_FREE_ON_RESUME = ("run", "parallel", "checkpoint", "observe", "sync")
-_FREE_KEYS = {
-    "train": {"steps", "micro_batch_tokens", "packed", "threads"},
-    "evaluation": {"every"},
-    "rollout": {
-        "engines",
-        "tensor_parallel",
-        "kv_cache_mib",
-        "gpu_memory_utilization",
-        "max_concurrent_sequences",
-        "threads",
-        "start_timeout_s",
-        "progress_timeout_s",
-    },
-    "model": {"path", "implementation", "logprob_chunk", "recompute"},
-    "warm_start": {"cache_dir", "tp", "dp", "micro_batch_tokens"},
-}
 
 
 class Record:
@@ -51,11 +33,12 @@ class Record:
         self.directory = Path(recipe.run.dir)
         self._store = CheckpointStore(self.directory / "checkpoints", recipe.checkpoint.keep_last)
         self.checkpoint = self._store.latest() if resume else None
-        self.manifest: Manifest | None = None
-        if self.checkpoint is not None:
-            self.manifest = read_manifest(self.checkpoint)
-            _refuse_other_training(recipe, self.manifest)
+        self.manifest = None if self.checkpoint is None else read_manifest(self.checkpoint)
         self.last_step = self.last_saved = self.manifest.step if self.manifest else 0
+        self._model = ""
+        if resume:
+            check_same(recipe, self._earlier_recipe())
+            self._check_metrics()
         write_text(self.directory / CONFIG, dump_recipe(recipe))
         self._log = MetricsLog(self.directory / METRICS)
         self._log.truncate_after(self.last_step if self.manifest else -1)
@@ -70,6 +53,15 @@ class Record:
         self._log.close()
         for sink in self._sinks:
             sink.close()
+
+    def starts_from(self, model_dir: Path) -> None:
+        """Raises ConfigError where a resumed run would start from another model than the interrupted one."""
+        self._model = model_fingerprint(model_dir)
+        if self.manifest is not None and self.manifest.model != self._model:
+            raise ConfigError(
+                f"{model_dir}: is not the model that the run in {self.directory} started from: restore that one, or "
+                "start a new run.dir"
+            )
 
     @property
     def has_base_evaluation(self) -> bool:
@@ -92,30 +84,29 @@ class Record:
             write_rollouts(self.directory / "rollouts", step, groups, advantages)
 
     def save_checkpoint(self, step: int, sampler: SamplerState, write_policy: Callable[[Path], None]) -> None:
-        self._store.save(step, self._recipe, sampler, write_policy)
+        self._store.save(step, self._recipe, self._model, sampler, write_policy)
         self.last_saved = step
+
+    def _earlier_recipe(self) -> dict[str, Any]:
+        if self.manifest is not None:
+            return self.manifest.recipe
+        path = self.directory / CONFIG
+        if not path.is_file():
+            raise ConfigError(f"run.dir={self.directory}: holds no run ({CONFIG} is missing): leave out --resume")
+        return load_recipe(path, []).model_dump(mode="json")
+
+    def _check_metrics(self) -> None:
+        """The metrics must reach the checkpoint, and must not tell of one that is gone."""
+        path = self.directory / METRICS
+        last = max((int(line["step"]) for line in read_metrics(path)), default=-1) if path.is_file() else -1
+        if self.manifest is not None and last < self.manifest.step:
+            raise ConfigError(f"{path}: ends before the checkpoint's step {self.manifest.step}: restore the file")
+        if self.manifest is None and 0 < self._recipe.checkpoint.every <= last:
+            raise ConfigError(
+                f"run.dir={self.directory}: its checkpoints are gone: restore them, or start a new run.dir"
+            )
 
     def _write(self, metrics: Metrics) -> None:
         self._log.write(metrics)
         for sink in self._sinks:
             sink.write(metrics)
-
-
-def _refuse_other_training(recipe: Recipe, manifest: Manifest) -> None:
-    now, then = recipe.model_dump(mode="json"), manifest.recipe
-    problems = []
-    for section, value in now.items():
-        if section in _FREE_ON_RESUME or value == then.get(section):
-            continue
-        if not isinstance(value, dict):
-            problems.append(f"{section}={value}: the run was started with {then.get(section)}: resume with that")
-            continue
-        earlier = then.get(section, {})
-        for key in value.keys() | earlier.keys():
-            if key not in _FREE_KEYS.get(section, set()) and value.get(key) != earlier.get(key):
-                problems.append(
-                    f"{section}.{key}={value.get(key)}: the run was started with {earlier.get(key)}: "
-                    "resume with that, or start a new run.dir"
-                )
-    if problems:
-        raise ConfigError(sorted(problems))

@@ -14,10 +14,11 @@ from megatron_cgrpo.observe.display import Display, open_display
 from megatron_cgrpo.observe.summary import summary_table, write_summary
 from megatron_cgrpo.trainer.checkpoints import POLICY
 from megatron_cgrpo.trainer.loop import TrainingLoop
+from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.record import Record
 from megatron_cgrpo.trainer.signals import StopRequested, StopSignal, exit_on_stop
 from megatron_cgrpo.trainer.summary import summarise
-from megatron_cgrpo.trainer.system import Problems, check_hardware, processes, start_system
+from megatron_cgrpo.trainer.system import processes, start_system
 from megatron_cgrpo.trainer.warm_start import base_model
 
 logger = logging.getLogger(__name__)
@@ -29,13 +30,14 @@ def train(recipe: Recipe, *, resume: bool) -> None:
     Raises ``ConfigError`` before anything starts where recipe, data or checkpoint do not fit; ``SystemExit`` with
     128 + the signal's number after SIGINT or SIGTERM, with everything trained so far saved.
     """
+    problems = Problems.load(recipe)
     with (
         exit_on_stop() as stop,
         open_display(recipe.train.steps, recipe.observe.live) as display,
         Record(recipe, display, resume=resume) as record,
     ):
         try:
-            _train(recipe, record, display, stop)
+            _train(recipe, problems, record, display, stop)
         except StopRequested as stopped:
             logger.warning("%s after step %d; continue with --resume", stopped, record.last_step)
             raise
@@ -46,15 +48,16 @@ def train(recipe: Recipe, *, resume: bool) -> None:
     Console().print(summary_table(summary))
 
 
-def _train(recipe: Recipe, record: Record, display: Display, stop: StopSignal) -> None:
-    check_hardware(recipe)
-    model_dir = base_model(recipe, display, stop)
-    problems = Problems.load(recipe, model_dir)
+def _train(recipe: Recipe, problems: Problems, record: Record, display: Display, stop: StopSignal) -> None:
     sampler = PromptSampler(problems.train, recipe.seed)
+    if record.manifest is not None:
+        sampler.load_state(record.manifest.sampler)
+    model_dir = base_model(recipe, problems, display, stop)
+    record.starts_from(model_dir)
     display.status("starting trainer ranks and engines")
-    with ray_cluster(processes(recipe)), start_system(recipe, model_dir) as system:
+    reference = recipe.algorithm.kl.coef > 0
+    with ray_cluster(processes(recipe)), start_system(recipe, model_dir, reference=reference) as system:
         if record.manifest is not None and record.checkpoint is not None:
-            sampler.load_state(record.manifest.sampler)
             policy = (record.checkpoint / POLICY).absolute()
             system.actor.resume(policy, same_layout=record.manifest.same_layout(recipe.parallel))
         display.status("training")

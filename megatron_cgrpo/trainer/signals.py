@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 _POLL_S = 0.2
@@ -62,6 +65,7 @@ class StopSignal:
         if self._received is not None:
             raise KeyboardInterrupt
         self._received = number
+        logger.warning("%s: stopping at the next safe point; once more to stop at once", signal.Signals(number).name)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         metrics["refinement.valid"] = _mean([sample.verdict.correct for sample in refinements])
     if critiqued:
         metrics["refinement.questions_refined"] = len(refined) / len(critiqued)
-    return metrics | _critique_counts(groups)
+    return metrics | _critique_agreement(groups) | _critique_counts(groups)
 
 
 def update_metrics(updates: Sequence[GroupUpdate]) -> dict[str, float]:
@@ -73,13 +73,27 @@ def token_metrics(clock: StageClock, update_tokens: int) -> dict[str, float]:
     return {f"tokens.{stage}": count for stage, count in clock.tokens.items()} | {"tokens.update": update_tokens}
 
 
+def _critique_agreement(groups: Sequence[Group]) -> dict[str, float]:
+    """Of the critiques that were used and concluded something: the shares whose verdict is not the verifier's."""
+    verdicts = [
+        (sample.critique.concludes_correct, group.initial[sample.parent].verdict.correct)
+        for group in groups
+        for sample in group.refinements
+        if sample.parent is not None and sample.critique is not None and sample.critique.concludes_correct is not None
+    ]
+    if not verdicts:
+        return {}
+    return {
+        "critique.false_correct": _mean([concluded and not verified for concluded, verified in verdicts]),
+        "critique.false_incorrect": _mean([verified and not concluded for concluded, verified in verdicts]),
+    }
+
+
 def _critique_counts(groups: Sequence[Group]) -> dict[str, float]:
     counts: Counter[str] = Counter()
     for group in groups:
         counts.update({f"critique.dropped.{cause}": number for cause, number in group.dropped_critiques.items()})
-        for sample in group.refinements:
-            if sample.critique is not None:
-                counts.update(f"critique.failed.{cause}" for cause in sample.critique.failures)
+        counts.update({f"critique.failed.{cause}": number for cause, number in group.critique_failures.items()})
     return dict(sorted(counts.items()))
 
 

@@ -21,13 +21,14 @@ from megatron_cgrpo.config.model_shape import ModelShape, hf_config, model_shape
 from megatron_cgrpo.config.optimizer import OptimizerConfig
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.config.recipe import Recipe
-from megatron_cgrpo.config.task import MisconceptionsConfig, WarmStartConfig
-from megatron_cgrpo.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_cgrpo.config.task import WarmStartConfig
+from megatron_cgrpo.data.tokenizer import Tokenizer
 from megatron_cgrpo.launch.cluster import check_capacity, ray_cluster
 from megatron_cgrpo.observe.display import Display
 from megatron_cgrpo.tasks.base import WarmStartTask
 from megatron_cgrpo.tasks.misconceptions.task import MisconceptionsTask
 from megatron_cgrpo.tasks.misconceptions.tokenizer import write_tokenizer
+from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.signals import StopSignal
 from megatron_cgrpo.types import TrainRow
 
@@ -41,25 +42,21 @@ _REPORT_EVERY = 20
 _LAYOUT_KEYS = {"cache_dir", "tp", "dp", "micro_batch_tokens"}
 
 
-def base_model(recipe: Recipe, display: Display, stop: StopSignal) -> Path:
+def base_model(recipe: Recipe, problems: Problems, display: Display, stop: StopSignal) -> Path:
     """The Hugging Face directory that training starts from: ``model.path``, or the warm-started base model.
 
     Raises StopRequested after a signal; nothing of an unfinished warm start is kept.
     """
     if recipe.model.path is not None:
         return recipe.model.path
-    assert isinstance(recipe.task, MisconceptionsConfig)  # the recipe's checks refuse other tasks without a model
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer_dir = Path(folder)
-        write_tokenizer(tokenizer_dir)
-        tokenizer = load_tokenizer(tokenizer_dir)
-        task = MisconceptionsTask(recipe.task, tokenizer)
-        shape = model_shape(recipe, vocab=tokenizer.vocab_size)
-        target = _cache_dir(recipe.warm_start) / f"misconceptions-{_content_hash(recipe, shape, task)}"
-        if target.is_dir():
-            logger.info("base model: cached in %s", target)
-        else:
-            _train(recipe.warm_start, shape, task, tokenizer, tokenizer_dir, target, display, stop)
+    task, tokenizer = problems.task, problems.tokenizer
+    assert isinstance(task, MisconceptionsTask)  # the recipe's checks refuse other tasks without a model
+    shape = model_shape(recipe, vocab=tokenizer.vocab_size)
+    target = _cache_dir(recipe.warm_start) / f"misconceptions-{_content_hash(recipe, shape, task)}"
+    if target.is_dir():
+        logger.info("base model: cached in %s", target)
+    else:
+        _train(recipe.warm_start, shape, task, tokenizer, target, display, stop)
     return target
 
 
@@ -87,7 +84,6 @@ def _train(
     shape: ModelShape,
     task: WarmStartTask,
     tokenizer: Tokenizer,
-    tokenizer_dir: Path,
     target: Path,
     display: Display,
     stop: StopSignal,
@@ -95,7 +91,7 @@ def _train(
     display.status(f"warm start: {config.steps} supervised steps (kept for later runs)")
     ranks = config.tp * config.dp
     with ray_cluster(ranks):
-        check_capacity(*((ranks, 0) if torch.cuda.is_available() else (0, ranks)))
+        check_capacity(ranks, torch.cuda.is_available())
         actor = _actor(config, shape)
         actor.initialise(config.seed)
         for step, rows in enumerate(islice(batches(task, config), config.steps), start=1):
@@ -103,8 +99,10 @@ def _train(
             update = actor.supervised_update(rows)
             if step % _REPORT_EVERY == 0 or step == config.steps:
                 display.status(f"warm start: step {step}/{config.steps}, loss {update.sums['loss']:.3f}")
-        pad = tokenizer.pad_token_id
-        actor.export_hf(target.absolute(), hf_config(shape, tokenizer.eos_token_id, pad), tokenizer_dir)
+        config = hf_config(shape, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        with tempfile.TemporaryDirectory() as folder:
+            write_tokenizer(Path(folder))
+            actor.export_hf(target.absolute(), config, Path(folder))
         actor.stop()
 
 

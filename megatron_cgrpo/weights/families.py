@@ -26,22 +26,20 @@ TE_NAMES = {
 class Weight:
     """One Megatron parameter and the Hugging Face tensors it is made of.
 
-    ``layer`` is None outside the decoder layers. ``vocab`` marks weights whose first dimension is padded so that
-    tensor-parallel ranks divide it.
+    ``vocab`` marks weights whose first dimension is padded so that tensor-parallel ranks divide it.
     """
 
     megatron: str
     hf: tuple[str, ...]
     op: Op
     shard: Shard
-    layer: int | None = None
     vocab: bool = False
 
 
 def _layer(number: int, shape: ModelShape) -> list[Weight]:
     def weight(megatron: str, hf: tuple[str, ...], op: Op, shard: Shard) -> Weight:
         names = tuple(f"model.layers.{number}.{name}" for name in hf)
-        return Weight(f"{LAYER_PREFIX}{number}.{megatron}", names, op, shard, number)
+        return Weight(f"{LAYER_PREFIX}{number}.{megatron}", names, op, shard)
 
     attention = ("self_attn.q_proj.{}", "self_attn.k_proj.{}", "self_attn.v_proj.{}")
 

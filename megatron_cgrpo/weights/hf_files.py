@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.model_files import TOKENIZER_FILES
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
-TOKENIZER_FILES += ("vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja", "generation_config.json")
+_CONFIG = "config.json"
+_COPIED = (*TOKENIZER_FILES, "generation_config.json")
 
 
 class HFCheckpoint:
@@ -46,21 +47,35 @@ class HFCheckpoint:
 def write_hf_directory(
     target: Path, tensors: Iterable[tuple[str, Tensor]], config: dict[str, Any], tokenizer_from: Path
 ) -> None:
-    """Writes a directory that ``transformers`` and vLLM load as it is; it appears whole or not at all."""
+    """Writes a directory that ``transformers`` and vLLM load as it is; it appears whole or not at all.
+
+    A complete ``target`` that another process made meanwhile stays: both write the same.
+    """
     staging = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
         named = {name: tensor.detach().to("cpu", copy=False).contiguous() for name, tensor in tensors}
         save_file(named, staging / "model.safetensors", metadata={"format": "pt"})
-        (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        for name in TOKENIZER_FILES:
+        (staging / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        for name in _COPIED:
             if (tokenizer_from / name).is_file():
                 shutil.copy2(tokenizer_from / name, staging / name)
-        shutil.rmtree(target, ignore_errors=True)
-        staging.rename(target)
+        _publish(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _publish(staging: Path, target: Path) -> None:
+    """``config.json`` tells a complete directory from the remains of something else."""
+    if (target / _CONFIG).is_file():
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        staging.rename(target)
+    except OSError:  # another process may have been faster since
+        if not (target / _CONFIG).is_file():
+            raise
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.weights.families import Weight, model_weights
 
 ReadTensor = Callable[[str], Tensor]
 
 
-def padded_vocab(vocab: int, tp: int, multiple: int = 1) -> int:
-    """Rows of the embedding after padding: the next multiple of ``tp * multiple``."""
-    step = tp * multiple
-    return (vocab + step - 1) // step * step
+def padded_vocab(vocab: int, tp: int) -> int:
+    """Rows of the embedding after padding: the next multiple of ``tp``."""
+    return (vocab + tp - 1) // tp * tp
 
 
 def local_shard(weight: Weight, read: ReadTensor, shape: ModelShape, tp_rank: int, tp: int) -> Tensor:
@@ -42,9 +42,12 @@ def hf_names(shape: ModelShape) -> set[str]:
 
 
 def check_complete(names: Iterable[str], shape: ModelShape, source: str) -> None:
-    """Raises ``ValueError`` naming missing and unexpected tensors. A redundant copy of a tied head is accepted."""
+    """Raises ConfigError naming missing and unexpected tensors. A redundant copy of a tied head is accepted."""
     expected, found = hf_names(shape), set(names)
     tolerated = {"lm_head.weight"} if shape.tied_embeddings else set()
     missing, unexpected = sorted(expected - found), sorted(found - expected - tolerated)
     if missing or unexpected:
-        raise ValueError(f"{source} does not match {shape.architecture}: missing {missing}, unexpected {unexpected}")
+        raise ConfigError(
+            f"{source} does not match {shape.architecture}: missing {missing}, unexpected {unexpected}: "
+            "use a checkpoint of that architecture"
+        )

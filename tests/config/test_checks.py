@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cgrpo.config import ConfigError, ModelShape, Recipe, check_paths, check_recipe, load_recipe, model_shape
+from megatron_cgrpo.config import (
+    ConfigError,
+    ModelShape,
+    Recipe,
+    check_inputs,
+    check_recipe,
+    check_run_dir,
+    load_recipe,
+    model_shape,
+)
 
 SANDBOX = Path(__file__).parents[2] / "examples" / "sandbox.yaml"
 QWEN3_8B = {
@@ -27,6 +36,9 @@ QWEN3_8B = {
 
 def sandbox(*overrides: str) -> Recipe:
     return load_recipe(SANDBOX, overrides)
+
+
+CONTEXT = sandbox().rollout.context_tokens
 
 
 def shape() -> ModelShape:
@@ -66,11 +78,16 @@ def test_the_sandbox_recipe_passes_with_every_method(preset: str) -> None:
         (["rollout.top_p=0.95"], "rollout.top_p=0.95", "rollout.top_p=1"),
         (["rollout.top_k=50"], "rollout.top_k=50", "rollout.top_k=-1"),
         (["task.train_problems=39"], "task.train_problems=39", "raise"),
+        (
+            ["task.modulus=3", "task.max_operations=2", "task.train_problems=100", "task.test_problems=22"],
+            "task.train_problems=100 + task.test_problems=22",
+            "raise task.max_operations",
+        ),
         (["evaluation.prompts=1000"], "evaluation.prompts=1000", "lower"),
         (["optimizer.min_lr=0.1"], "optimizer.min_lr=0.1", "lower"),
         (["task.kind=file", "task.train=a", "task.test=b"], "model.path=null", "Hugging Face"),
         (["warm_start.tp=4", "warm_start.kv_heads=2"], "warm_start.kv_heads=2", "warm_start.tp=4"),
-        (["warm_start.dp=65"], "warm_start.rows_per_step=64", "raise"),
+        (["warm_start.dp=65"], "warm_start.rows_per_step=16", "raise"),
         (["warm_start.hidden_size=130"], "warm_start.hidden_size=130", "warm_start.heads=4"),
     ],
 )
@@ -91,7 +108,8 @@ def test_a_contradiction_is_refused_by_field_value_and_remedy(overrides: list[st
         (["parallel.pp=3"], {}, "parallel.pp=3"),
         (["parallel.pp=4", "parallel.vpp=2"], {}, "parallel.pp=4, parallel.vpp=2"),
         (["rollout.tensor_parallel=3"], {}, "rollout.tensor_parallel=3"),
-        ([], {"max_positions": 135}, "rollout: a refinement may need 136 tokens"),
+        (["rollout.tensor_parallel=4"], {"heads": 12, "kv_heads": 6}, "rollout.tensor_parallel=4: neither divides"),
+        ([], {"max_positions": CONTEXT - 1}, f"rollout: a refinement may need {CONTEXT} tokens"),
     ],
 )
 def test_an_impossible_layout_is_refused(overrides: list[str], changes: dict[str, int], field: str) -> None:
@@ -100,7 +118,7 @@ def test_an_impossible_layout_is_refused(overrides: list[str], changes: dict[str
 
 
 def test_the_largest_layout_that_fits_passes() -> None:
-    model = replace(shape(), max_positions=136)
+    model = replace(shape(), layers=4, max_positions=CONTEXT)
     overrides = ["parallel.tp=2", "parallel.pp=2", "parallel.vpp=2", "parallel.sequence_parallel=true"]
     assert problems(sandbox(*overrides), model) == ()
 
@@ -122,6 +140,10 @@ def test_a_model_shape_is_read_from_its_config(tmp_path: Path) -> None:
         ({"architectures": None}, "none .* is not supported"),
         ({"num_hidden_layers": "36"}, "num_hidden_layers='36'"),
         ({"hidden_size": 0}, "hidden_size=0"),
+        ({"head_dim": "128"}, "head_dim='128'"),
+        ({"rope_theta": "much"}, "rope_theta='much'"),
+        ({"rope_parameters": [1]}, r"rope_parameters=\[1\] .* is no mapping"),
+        ({"rope_scaling": "yarn"}, "rope_scaling='yarn' .* is no mapping"),
     ],
 )
 def test_an_unsupported_model_is_refused_by_name(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
@@ -140,37 +162,37 @@ def test_a_missing_or_damaged_model_config_is_refused(tmp_path: Path) -> None:
 def test_an_existing_run_is_continued_or_left_alone(tmp_path: Path) -> None:
     run = tmp_path / "run"
     recipe = sandbox(f"run.dir={run}")
-    check_paths(recipe, resume=False)
+    check_run_dir(recipe, resume=False)
     assert not run.exists()
     with pytest.raises(ConfigError, match="no run to resume"):
-        check_paths(recipe, resume=True)
+        check_run_dir(recipe, resume=True)
     run.mkdir()
-    check_paths(recipe, resume=False)
+    check_run_dir(recipe, resume=False)
     (run / "metrics.jsonl").touch()
-    check_paths(recipe, resume=True)
+    check_run_dir(recipe, resume=True)
     with pytest.raises(ConfigError, match=r"run\.dir=.*--resume, or name another run\.dir"):
-        check_paths(recipe, resume=False)
+        check_run_dir(recipe, resume=False)
     assert [path.name for path in run.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_run_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):
-        check_paths(sandbox(f"run.dir={tmp_path / 'file'}"), resume=False)
+        check_run_dir(sandbox(f"run.dir={tmp_path / 'file'}"), resume=False)
     with pytest.raises(ConfigError, match="is a file"):
-        check_paths(sandbox(f"run.dir={tmp_path / 'file' / 'run'}"), resume=False)
+        check_run_dir(sandbox(f"run.dir={tmp_path / 'file' / 'run'}"), resume=False)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a directory that even root cannot write")
 def test_an_unwritable_run_directory_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot be written"):
-        check_paths(sandbox("run.dir=/proc/run"), resume=False)
+        check_run_dir(sandbox("run.dir=/proc/run"), resume=False)
 
 
 def test_a_model_directory_needs_config_tokenizer_and_weights(tmp_path: Path) -> None:
     def found() -> str:
         try:
-            check_paths(sandbox(f"run.dir={tmp_path / 'run'}", f"model.path={tmp_path / 'model'}"), resume=False)
+            check_inputs(sandbox(f"model.path={tmp_path / 'model'}"))
         except ConfigError as error:
             return str(error)
         return ""
@@ -187,10 +209,13 @@ def test_a_model_directory_needs_config_tokenizer_and_weights(tmp_path: Path) ->
     assert "lacks 1 weight files, model-2.safetensors first" in found()
     (model / "model-2.safetensors").touch()
     assert found() == ""
+    for damaged in ("{", "[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}'):
+        (model / "model.safetensors.index.json").write_text(damaged)
+        assert "model.safetensors.index.json is damaged" in found()
 
 
 def test_missing_data_files_are_named(tmp_path: Path) -> None:
     overrides = ["task.kind=file", f"task.train={tmp_path / 'no.jsonl'}", f"task.test={tmp_path / 'none.jsonl'}"]
     with pytest.raises(ConfigError) as caught:
-        check_paths(sandbox(f"run.dir={tmp_path / 'run'}", *overrides), resume=False)
+        check_inputs(sandbox(*overrides))
     assert [problem.partition("=")[0] for problem in caught.value.problems] == ["task.train", "task.test"]

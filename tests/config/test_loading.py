@@ -221,3 +221,8 @@ def test_valid_keys_are_those_of_a_dump() -> None:
     assert leaves(yaml.safe_load(dump_recipe(Recipe()))) | {"task.train", "task.test", "task.prompt_template"} == set(
         valid_keys()
     )
+
+
+@pytest.mark.parametrize("betas", ["[0.9,1.0]", "[-0.1,0.99]"])
+def test_averages_that_forget_nothing_or_explode_are_refused(tmp_path: Path, betas: str) -> None:
+    assert "optimizer.betas" in refusal(tmp_path, f"optimizer.betas={betas}")

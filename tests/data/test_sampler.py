@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.data.sampler import PromptSampler
 from megatron_cgrpo.types import Prompt
 
@@ -56,15 +58,19 @@ def test_order_is_the_same_in_every_process_and_release() -> None:
 
 
 def test_bad_data_are_refused() -> None:
-    with pytest.raises(ValueError, match="training set is empty"):
+    with pytest.raises(ConfigError, match="training set is empty"):
         PromptSampler([], 0)
-    with pytest.raises(ValueError, match="'p1' occurs twice"):
+    with pytest.raises(ConfigError, match="'p1' occurs twice"):
         PromptSampler([*dataset(3), dataset(2)[1]], 0)
 
 
 def test_resuming_on_other_data_or_seed_is_refused() -> None:
     state = PromptSampler(dataset(3), 0).state()
-    with pytest.raises(ValueError, match="are not this training set"):
+    with pytest.raises(ConfigError, match="are not this training set"):
         PromptSampler(dataset(4), 0).load_state(state)
-    with pytest.raises(ValueError, match="seed=1, but"):
+    for change in ({"question": "?"}, {"answer": "7"}, {"token_ids": [9]}):
+        first, *rest = dataset(3)
+        with pytest.raises(ConfigError, match="are not this training set"):
+            PromptSampler([replace(first, **change), *rest], 0).load_state(state)
+    with pytest.raises(ConfigError, match="seed=1, but"):
         PromptSampler(dataset(3), 1).load_state(state)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.data.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -40,27 +41,45 @@ def test_ids(words: Tokenizer) -> None:
     assert words.vocab_size == 5, "added tokens count"
 
 
-def test_a_saved_tokenizer_is_the_same(words: Tokenizer, tmp_path: Path) -> None:
-    words.save(tmp_path / "copy")
-    copy = load_tokenizer(tmp_path / "copy")
-    assert copy.encode("a c b") == words.encode("a c b") == [2, 4, 3]
-    assert copy.eos_token_id == 1
+def test_added_tokens_are_encoded(words: Tokenizer) -> None:
+    assert words.encode("a c b") == [2, 4, 3]
+
+
+def test_text_that_the_vocabulary_cannot_write_is_named(words: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match="text 'a z': the tokenizer refuses it"):
+        words.encode("a z")
+
+
+def test_a_vocabulary_with_merges_is_a_tokenizer_too(tmp_path: Path) -> None:
+    """The files of a checkpoint from before tokenizer.json."""
+    characters = ["a", "b", "ab", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(characters)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load_tokenizer(tmp_path).encode("aab") == [0, 2]
+
+
+def test_a_configuration_alone_is_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no tokenizer there"):
+        load_tokenizer(tmp_path)
 
 
 def test_no_tokenizer_is_reported_with_the_path(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/none: no tokenizer.*tokenizer.json"):
+    with pytest.raises(ConfigError, match=f"{tmp_path}/none: no tokenizer.*tokenizer.json"):
         load_tokenizer(tmp_path / "none")
 
 
 def test_a_broken_tokenizer_is_reported_with_the_path(tmp_path: Path) -> None:
     write_words(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match=f"{tmp_path}: the tokenizer cannot be read"):
+    with pytest.raises(ConfigError, match=f"{tmp_path}: the tokenizer cannot be read"):
         load_tokenizer(tmp_path)
 
 
 def test_no_end_of_sequence_is_reported(tmp_path: Path) -> None:
     write_words(tmp_path, eos=None)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text()).get("eos_token") is None
-    with pytest.raises(ValueError, match=f"{tmp_path}: the tokenizer has no end-of-sequence"):
+    with pytest.raises(ConfigError, match=f"{tmp_path}: the tokenizer has no end-of-sequence"):
         load_tokenizer(tmp_path)

@@ -99,6 +99,7 @@ def test_groups_follow_the_method_sample_by_sample() -> None:
             assert not group.triggered and not group.selected
             continue
         assert group.dropped_critiques == ({"no_program": unusable} if unusable else {})
+        assert group.critique_failures == group.dropped_critiques
         assert [sample.parent for sample in group.refinements] == [
             parent for parent, sample in enumerate(group.initial) if sample.text != "8"
         ]
@@ -145,6 +146,17 @@ def test_plain_grpo_asks_for_initial_responses_only(changes: dict[str, object]) 
 def test_always_refines_correct_responses_too() -> None:
     groups, _, _ = collect(make_recipe(critic=CriticConfig(trigger="always", on_failure="indicative_gt")))
     assert all(len(group.refinements) == 3 and len(group.selected) == 1 for group in groups)
+
+
+@pytest.mark.parametrize("on_failure", ["drop", "indicative_gt"])
+def test_every_failed_attempt_is_counted_whatever_became_of_it(on_failure: str) -> None:
+    groups, _, _ = collect(make_recipe(critic=CriticConfig(retries=2, on_failure=on_failure)))
+    unusable = {g.prompt.id: sum(s.text == "8" for s in g.initial) for g in groups if g.failed}
+    assert any(unusable.values())
+    for group in groups:
+        times = unusable.get(group.prompt.id, 0)
+        assert group.critique_failures == ({"no_program": 3 * times} if times else {})
+        assert group.dropped_critiques == ({"no_program": times} if times and on_failure == "drop" else {})
 
 
 def test_a_refinement_prompt_beyond_the_context_is_counted_not_sent() -> None:

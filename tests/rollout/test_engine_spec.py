@@ -60,6 +60,10 @@ def test_arguments_on_gpu() -> None:
     }
 
 
+def test_engines_run_elsewhere_so_the_model_is_named_absolutely() -> None:
+    assert engine_spec(RECIPE, Path("m"), cuda=False).model_dir == str(Path.cwd() / "m")
+
+
 def test_the_longest_prompt_fits_into_one_prefill_on_cpu() -> None:
     recipe = Recipe(rollout=RolloutConfig(max_prompt_tokens=2048, max_response_tokens=4096))
     args = engine_args(engine_spec(recipe, Path("m"), cuda=False))

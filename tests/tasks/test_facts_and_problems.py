@@ -1,8 +1,9 @@
 import pytest
 
+from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.task import MisconceptionsConfig
 from megatron_cgrpo.tasks.misconceptions.facts import all_facts, draw_fact_table
-from megatron_cgrpo.tasks.misconceptions.problems import Problem, draw_splits
+from megatron_cgrpo.tasks.misconceptions.problems import Problem, draw_splits, read_problem
 from megatron_cgrpo.tasks.misconceptions.solution import parse_step, render, solve
 
 
@@ -53,8 +54,21 @@ def test_a_small_modulus_keeps_operands_below_it() -> None:
 
 def test_more_problems_than_there_are_is_refused_with_the_keys_to_change() -> None:
     config = MisconceptionsConfig(modulus=3, min_operations=1, max_operations=1, train_problems=20, test_problems=5)
-    with pytest.raises(ValueError, match=r"train_problems=20.*only 27 .*max_operations"):
+    with pytest.raises(ConfigError, match=r"train_problems=20.*exceed the 13 .*max_operations"):
         draw_splits(config)
+
+
+def test_problems_are_counted() -> None:
+    config = MisconceptionsConfig(modulus=3, min_operations=1, max_operations=2)
+    digits, operations = "012", [operator + digit for operator in "+-*" for digit in "012"]
+    chains = {first + second + last for first in digits for second in operations for last in ["", *operations]}
+    assert config.different_problems == len(chains)
+
+
+@pytest.mark.parametrize("text", ["", "7", "7*", "7*8=", "7*9", "٣+٤", "7*8\n"])
+def test_a_question_that_is_no_chain_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="ask a chain of digits below 9"):
+        read_problem(text, 9)
 
 
 def test_solutions_go_from_left_to_right_and_box_the_last_value() -> None:

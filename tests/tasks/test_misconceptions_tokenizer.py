@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.data.tokenizer import Tokenizer
 from megatron_cgrpo.tasks.misconceptions.task import MisconceptionsTask
 from megatron_cgrpo.tasks.misconceptions.tokenizer import vocabulary, write_tokenizer
@@ -47,7 +48,7 @@ def test_tensor_parallel_ranks_can_share_the_vocabulary(tokenizer: Tokenizer) ->
 
 
 def test_foreign_text_is_an_error_not_an_unknown_token(tokenizer: Tokenizer) -> None:
-    with pytest.raises(Exception, match="UNK"):
+    with pytest.raises(ConfigError, match="text 'hello'.*UNK"):
         tokenizer.encode("hello")
 
 

@@ -14,6 +14,7 @@ from megatron_cgrpo.data.sampler import SamplerState
 from megatron_cgrpo.trainer.checkpoints import MANIFEST, POLICY, CheckpointStore, read_manifest
 
 SAMPLER = SamplerState(seed=3, epoch=1, position=5, fingerprint="abc")
+MODEL = "0123456789abcdef"
 RECIPE = Recipe(parallel=ParallelConfig(tp=2, dp=3))
 
 
@@ -29,7 +30,7 @@ def store(tmp_path: Path) -> CheckpointStore:
 
 
 def save(store: CheckpointStore, step: int) -> Path:
-    return store.save(step, RECIPE, SAMPLER, write_policy)
+    return store.save(step, RECIPE, MODEL, SAMPLER, write_policy)
 
 
 def test_what_was_saved_is_read_back(store: CheckpointStore) -> None:
@@ -37,7 +38,7 @@ def test_what_was_saved_is_read_back(store: CheckpointStore) -> None:
     path = save(store, 20)
     assert path.name == "step_000020" and store.latest() == path
     manifest = read_manifest(path)
-    assert (manifest.step, manifest.weight_version, manifest.sampler) == (20, 20, SAMPLER)
+    assert (manifest.step, manifest.weight_version, manifest.model, manifest.sampler) == (20, 20, MODEL, SAMPLER)
     assert manifest.files == {"common.pt": 5, "inner/a.distcp": 10}
     assert Recipe.model_validate(manifest.recipe) == RECIPE
     assert manifest.packages["megatron-core"]
@@ -57,7 +58,7 @@ def test_the_policy_is_written_out_of_sight(store: CheckpointStore, tmp_path: Pa
         assert not list((tmp_path / "checkpoints").glob("step_*"))
         write_policy(directory)
 
-    store.save(1, RECIPE, SAMPLER, look)
+    store.save(1, RECIPE, MODEL, SAMPLER, look)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_000001"]
 
 
@@ -71,7 +72,7 @@ def test_a_crash_while_writing_leaves_the_last_good_one(store: CheckpointStore, 
 
     for step in (10, 20):
         with pytest.raises(OSError, match="no space left"):
-            store.save(step, RECIPE, SAMPLER, crash)
+            store.save(step, RECIPE, MODEL, SAMPLER, crash)
         assert store.latest() == good
         assert [path.name for path in (tmp_path / "checkpoints").glob("step_*")] == ["step_000010"]
         assert read_manifest(good) == before
@@ -93,7 +94,7 @@ def test_older_ones_go_only_beyond_keep_last(store: CheckpointStore, tmp_path: P
 
 def test_saving_a_step_again_replaces_it(store: CheckpointStore) -> None:
     save(store, 10)
-    again = store.save(10, RECIPE, SAMPLER | {"position": 6}, write_policy)
+    again = store.save(10, RECIPE, MODEL, SAMPLER | {"position": 6}, write_policy)
     assert read_manifest(again).sampler["position"] == 6
 
 
@@ -102,10 +103,12 @@ def test_saving_a_step_again_replaces_it(store: CheckpointStore) -> None:
     [
         (lambda path: (path / MANIFEST).unlink(), f"has no {MANIFEST}"),
         (lambda path: (path / MANIFEST).write_text('{"format": 1, "st'), f"{MANIFEST} is damaged"),
+        (lambda path: (path / MANIFEST).write_text("[]"), f"{MANIFEST} is damaged"),
+        (lambda path: (path / MANIFEST).write_text('{"format": 1}'), f"{MANIFEST} is damaged .*files, layout"),
         (lambda path: (path / POLICY / "common.pt").unlink(), r"common\.pt has 0 of 5 bytes"),
         (lambda path: (path / POLICY / "inner" / "a.distcp").write_bytes(b"0123"), r"a\.distcp has 4 of 10 bytes"),
     ],
-    ids=["no manifest", "half a manifest", "no file", "half a file"],
+    ids=["no manifest", "half a manifest", "no object", "no keys", "no file", "half a file"],
 )
 def test_damage_is_refused_by_the_name_of_the_file(store: CheckpointStore, damage: object, message: str) -> None:
     path = save(store, 10)

@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 import os
 import signal
+import string
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from random import Random
 
 import psutil
 import pytest
+import tokenizers
+import transformers
 
+from megatron_cgrpo.config.model_shape import QWEN2, ModelShape, hf_config
 from megatron_cgrpo.observe.metrics import read_metrics
+from megatron_cgrpo.weights.hf_files import write_hf_directory
+from megatron_cgrpo.weights.hf_shapes import hf_shapes
+from megatron_cgrpo.weights.random_init import RandomWeights
 
 ROOT = Path(__file__).parents[2]
 STEPS = 4
@@ -47,11 +55,19 @@ SMALL = [
 class Run:
     """``mcgrpo`` in a process of its own."""
 
-    def __init__(self, folder: Path, cache: Path, name: str, *arguments: str, command: str = "train") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        cache: Path,
+        name: str,
+        *arguments: str,
+        command: str = "train",
+        settings: Sequence[str] = SMALL,
+    ) -> None:
         self.directory = folder / name
         environment = os.environ | {"MCGRPO_CACHE": str(cache), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
         environment[MARK] = str(self.directory)
-        parts = [sys.executable, "-m", "megatron_cgrpo", command, str(ROOT / "examples/sandbox.yaml"), *SMALL]
+        parts = [sys.executable, "-m", "megatron_cgrpo", command, str(ROOT / "examples/sandbox.yaml"), *settings]
         self.process = subprocess.Popen(
             [*parts, f"run.dir={self.directory}", *arguments],
             stdout=subprocess.PIPE,
@@ -146,11 +162,14 @@ def test_phases_add_up_to_the_step(uninterrupted: Run) -> None:
 
 
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder: Path, cache: Path, uninterrupted: Run) -> None:
-    run = Run(folder, cache, "killed")
-    run.wait_for_step(2)
+    moment = Random()  # the test holds for every moment, so each run tries another
+    step, delay = moment.randint(1, STEPS - 1), moment.random()
+    run = Run(folder, cache, "killed", "checkpoint.every=2")
+    run.wait_for_step(step)
+    time.sleep(delay)
     run.kill()
-    Run(folder, cache, "killed", "--resume").finish()
-    assert run.comparable_metrics() == uninterrupted.comparable_metrics()
+    Run(folder, cache, "killed", "checkpoint.every=2", "--resume").finish()
+    assert run.comparable_metrics() == uninterrupted.comparable_metrics(), f"killed {delay:.3f} s after step {step}"
 
 
 def test_a_killed_engine_loses_nothing_and_changes_nothing(folder: Path, cache: Path, uninterrupted: Run) -> None:
@@ -199,3 +218,42 @@ def test_an_existing_run_is_not_overwritten(folder: Path, cache: Path, uninterru
     assert run.process.returncode != 0
     assert "--resume" in errors and str(uninterrupted.directory) in errors
     assert (uninterrupted.directory / "metrics.jsonl").read_bytes() == metrics
+
+
+@pytest.fixture(scope="module")
+def own_problems(folder: Path) -> list[str]:
+    """Overrides for an untied Qwen2 of one's own and problems from files."""
+    tokens = ["<pad>", "<eos>", *string.printable]
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({token: i for i, token in enumerate(tokens)}))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+    fast.save_pretrained(folder / "tokenizer")
+    shape = ModelShape(QWEN2, 2, 2, 2, 32, 64, 96, vocab=len(tokens), max_positions=512)
+    weights = RandomWeights(shape, seed=3)
+    tensors = ((name, weights.read(name)) for name in hf_shapes(shape))
+    write_hf_directory(folder / "qwen2", tensors, hf_config(shape, 1, 0), folder / "tokenizer")
+    for split in ("train", "test"):
+        rows = [{"question": f"{i}+{i}", "answer": str(2 * i % 10)} for i in range(8)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        f"model.path={folder / 'qwen2'}",
+        "task.kind=file",
+        f"task.train={folder / 'train.jsonl'}",
+        f"task.test={folder / 'test.jsonl'}",
+        "critic.kind=none",
+        "algorithm.refinements=0",
+        "checkpoint.every=0",
+    ]
+
+
+def test_ctrl_c_on_a_model_and_problems_of_ones_own(folder: Path, cache: Path, own_problems: list[str]) -> None:
+    overrides = [override for override in SMALL if not override.startswith("task.")]
+    run = Run(folder, cache, "own", *own_problems, settings=overrides)
+    run.wait_for_step(1)
+    run.process.send_signal(signal.SIGINT)
+    _, errors = run.process.communicate(timeout=200)
+    assert run.process.returncode == 128 + signal.SIGINT, errors[-4000:]
+    assert run.session() == []
+    lines = read_metrics(run.directory / "metrics.jsonl")
+    assert all(line["mismatch.max_abs"] < 1e-4 for line in lines[1:])  # an untied head and QKV biases arrive too
+    assert (run.directory / "checkpoints" / f"step_{lines[-1]['step']:06d}" / "manifest.json").is_file()

@@ -13,11 +13,14 @@ from megatron_cgrpo.types import Completion, Critique, FinishReason, Group, Orig
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 
 
-def sample(reward: float, length: int, reason: FinishReason = STOP, failures: tuple[str, ...] | None = None) -> Sample:
-    """A rollout, or with ``failures`` a refinement whose critique failed so before."""
-    origin = Origin.ROLLOUT if failures is None else Origin.REFINEMENT
-    critique = None if failures is None else Critique("cot", "", [], False, failures=failures)
-    return Sample(origin, Completion([0] * length, [], reason, 0), "", Verdict(reward, ""), 0, critique=critique)
+def sample(reward: float, length: int, reason: FinishReason = STOP) -> Sample:
+    return Sample(Origin.ROLLOUT, Completion([0] * length, [], reason, 0), "", Verdict(reward, ""), 0)
+
+
+def refinement(reward: float, parent: int, concludes_correct: bool | None) -> Sample:
+    critique = Critique("cot", "", [], concludes_correct)
+    completion = Completion([0], [], STOP, 0)
+    return Sample(Origin.REFINEMENT, completion, "", Verdict(reward, ""), 0, parent, critique)
 
 
 PROMPT = Prompt("p", "", [1], "")
@@ -25,11 +28,19 @@ SOLVED = Group(PROMPT, [sample(1, 2), sample(0, 4)])
 REFINED = Group(
     PROMPT,
     [sample(0, 6), sample(0, 8, LENGTH)],
-    [sample(0, 1, failures=()), sample(1, 1, failures=("no_verdict", "timeout"))],
+    [refinement(0, 0, False), refinement(1, 1, True)],
     selected=[1],
+    critique_failures={"no_conclusion": 1, "error": 1},
 )
-STILL_WRONG = Group(PROMPT, [sample(0, 0), sample(0, 4)], [sample(0, 1, failures=("timeout",))], [0], {"error": 1})
-UNCRITIQUED = Group(PROMPT, [sample(0, 4), sample(0, 4)], dropped_critiques={"error": 1, "timeout": 1})
+STILL_WRONG = Group(
+    PROMPT, [sample(0, 0), sample(0, 4)], [refinement(0, 0, None)], [0], {"error": 1}, {"error": 2, "no_conclusion": 1}
+)
+UNCRITIQUED = Group(
+    PROMPT,
+    [sample(0, 4), sample(0, 4)],
+    dropped_critiques={"error": 1, "too_long": 1},
+    critique_failures={"error": 3, "too_long": 1},
+)
 
 
 def test_rollouts() -> None:
@@ -44,11 +55,23 @@ def test_rollouts() -> None:
         "response.truncated": pytest.approx(1 / 8),
         "refinement.valid": pytest.approx(1 / 3),
         "refinement.questions_refined": pytest.approx(1 / 3),
+        "critique.false_correct": pytest.approx(1 / 2),
+        "critique.false_incorrect": 0,
         "critique.dropped.error": 2,
-        "critique.dropped.timeout": 1,
-        "critique.failed.no_verdict": 1,
-        "critique.failed.timeout": 2,
+        "critique.dropped.too_long": 1,
+        "critique.failed.error": 6,
+        "critique.failed.no_conclusion": 2,
+        "critique.failed.too_long": 1,
     }
+
+
+def test_critiques_are_held_against_the_verifier() -> None:
+    """Of four conclusions on (right, wrong, right, wrong) responses, the first two agree."""
+    initial = [sample(1, 1), sample(0, 1), sample(1, 1), sample(0, 1)]
+    concluded = [True, False, False, True]
+    critiqued = Group(PROMPT, initial, [refinement(0, i, verdict) for i, verdict in enumerate(concluded)])
+    metrics = rollout_metrics([critiqued])
+    assert (metrics["critique.false_correct"], metrics["critique.false_incorrect"]) == (0.25, 0.25)
 
 
 def test_shares_of_nothing_are_left_out() -> None:

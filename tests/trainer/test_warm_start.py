@@ -14,6 +14,7 @@ from megatron_cgrpo.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_cgrpo.observe.display import PlainDisplay
 from megatron_cgrpo.tasks.misconceptions.task import MisconceptionsTask
 from megatron_cgrpo.tasks.misconceptions.tokenizer import write_tokenizer
+from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.signals import StopSignal
 from megatron_cgrpo.trainer.warm_start import _content_hash, base_model, batches
 
@@ -71,12 +72,13 @@ def test_a_cached_model_is_used_as_it_is(tmp_path: Path, tokenizer: Tokenizer) -
     settings = recipe(warm_start={"cache_dir": tmp_path})
     cached = tmp_path / f"misconceptions-{content_hash(settings, tokenizer)}"
     cached.mkdir()
-    assert base_model(settings, PlainDisplay(1), StopSignal()) == cached
+    assert base_model(settings, Problems.load(settings), PlainDisplay(1), StopSignal()) == cached
     assert list(cached.iterdir()) == []
 
 
 def test_a_given_model_needs_no_warm_start(tmp_path: Path) -> None:
-    assert base_model(recipe(model={"path": tmp_path}), PlainDisplay(1), StopSignal()) == tmp_path
+    problems = Problems.load(recipe())
+    assert base_model(recipe(model={"path": tmp_path}), problems, PlainDisplay(1), StopSignal()) == tmp_path
 
 
 def test_the_summed_loss_of_a_mini_batch_is_the_mean_over_its_target_tokens(tokenizer: Tokenizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,18 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         write_hf_directory(tmp_path / "model", tensors(), {}, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_complete_directory_is_kept_and_an_incomplete_one_replaced(written: Path, tmp_path: Path) -> None:
+    def write() -> dict[str, object]:
+        write_hf_directory(written, [("a", torch.zeros(1))], {"second": True}, tmp_path)
+        assert list(tmp_path.iterdir()) == [written], "no staging copy is left"
+        return json.loads((written / "config.json").read_text())
+
+    first = (written / "model.safetensors").read_bytes()
+    assert "second" not in write() and (written / "model.safetensors").read_bytes() == first
+    (written / "config.json").unlink()
+    assert write() == {"second": True}
 
 
 def test_a_truncated_file_is_named(written: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model_shape import QWEN2, QWEN3, ModelShape
 from megatron_cgrpo.weights.families import model_weights
 from megatron_cgrpo.weights.hf_shapes import hf_shapes
@@ -74,7 +75,7 @@ def test_vocabulary_is_padded_with_zero_rows_and_cut_again() -> None:
 def test_incomplete_checkpoints_are_named() -> None:
     names = hf_names(SHAPE)
     check_complete(names, SHAPE, "a checkpoint")
-    with pytest.raises(ValueError, match=r"missing \['model.norm.weight'\], unexpected \['extra'\]"):
+    with pytest.raises(ConfigError, match=r"missing \['model.norm.weight'\], unexpected \['extra'\]"):
         check_complete(names - {"model.norm.weight"} | {"extra"}, SHAPE, "a checkpoint")
     tied = replace(SHAPE, tied_embeddings=True)
     check_complete(hf_names(tied) | {"lm_head.weight"}, tied, "a checkpoint with a redundant head")

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from megatron_cgrpo.config.task import MisconceptionsConfig
-
-OPERATORS = "+-*"
+from megatron_cgrpo.config.task import OPERATORS, MisconceptionsConfig
 
 
 class Fact(NamedTuple):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.task import MisconceptionsConfig
-from megatron_cgrpo.tasks.misconceptions.facts import OPERATORS, Fact
+from megatron_cgrpo.config.task import OPERATORS, MisconceptionsConfig
+from megatron_cgrpo.tasks.misconceptions.facts import Fact
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Problem:
 
 def read_problem(text: str, modulus: int) -> Problem:
     """Raises ``ConfigError`` where ``text`` is no chain of digits below ``modulus``."""
-    operators = re.escape("".join(OPERATORS))
-    if not re.fullmatch(rf"\d([{operators}]\d)+", text) or any(c.isdigit() and int(c) >= modulus for c in text):
+    chain = re.compile(rf"\d([{re.escape(OPERATORS)}]\d)+", re.ASCII)
+    if not chain.fullmatch(text) or any(c.isdigit() and int(c) >= modulus for c in text):
         raise ConfigError(f"question {text!r}: ask a chain of digits below {modulus}, such as 7*8-9+4")
     return Problem(text)
 
@@ -51,12 +51,6 @@ class ProblemSource:
     def of(cls, config: MisconceptionsConfig) -> ProblemSource:
         return cls(config.modulus, config.min_operations, config.max_operations)
 
-    @property
-    def size(self) -> int:
-        """Number of different problems."""
-        lengths = range(self.min_operations, self.max_operations + 1)
-        return sum(self.modulus ** (n + 1) * len(OPERATORS) ** n for n in lengths)
-
     def draw(self, rng: random.Random) -> Problem:
         operations = rng.randint(self.min_operations, self.max_operations)
         rest = (rng.choice(OPERATORS) + str(rng.randrange(self.modulus)) for _ in range(operations))
@@ -69,17 +63,13 @@ class ProblemSource:
 
 
 def draw_splits(config: MisconceptionsConfig) -> tuple[list[Problem], list[Problem]]:
-    """Train and test problems, all different.
-
-    Raises ``ValueError`` where more than half of all problems were asked for: the base model's own training needs
-    problems that are in neither set.
-    """
+    """Train and test problems, all different. Raises ConfigError for more than ``config.usable_problems``."""
     source = ProblemSource.of(config)
     wanted = config.train_problems + config.test_problems
-    if 2 * wanted > source.size:
-        raise ValueError(
-            f"task.train_problems={config.train_problems} + task.test_problems={config.test_problems}: there are only "
-            f"{source.size} different problems and half must stay unused; ask for fewer or raise task.max_operations"
+    if wanted > config.usable_problems:
+        raise ConfigError(
+            f"task.train_problems={config.train_problems} + task.test_problems={config.test_problems}: exceed the "
+            f"{config.usable_problems} that can be used: ask for fewer or raise task.max_operations"
         )
     rng = random.Random(f"problems {config.seed}")
     drawn: dict[Problem, None] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron_cgrpo.data.tokenizer import Tokenizer
 from megatron_cgrpo.tasks.misconceptions import language
+from megatron_cgrpo.tasks.segments import without_eos
 
 
 class PromptFormat:
@@ -20,14 +21,10 @@ class PromptFormat:
         return self._asked(question) + self._answer
 
     def critique(self, question: str, response_ids: list[int]) -> list[int]:
-        return self._asked(question) + self._attempt + self._open(response_ids) + self._critique
+        return self._asked(question) + self._attempt + without_eos(response_ids, self._eos) + self._critique
 
     def refinement(self, question: str, response_ids: list[int], critique_ids: list[int]) -> list[int]:
-        return self.critique(question, response_ids) + self._open(critique_ids) + self._answer
+        return self.critique(question, response_ids) + without_eos(critique_ids, self._eos) + self._answer
 
     def _asked(self, question: str) -> list[int]:
         return self._question + self._tokenizer.encode(question)
-
-    def _open(self, ids: list[int]) -> list[int]:
-        """Without a final end-of-sequence: the text goes on."""
-        return ids[:-1] if ids and ids[-1] == self._eos else ids

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from megatron_cgrpo.tasks.misconceptions.facts import OPERATORS, Fact
+from megatron_cgrpo.config.task import OPERATORS
+from megatron_cgrpo.tasks.misconceptions.facts import Fact
 from megatron_cgrpo.tasks.misconceptions.problems import Problem
 
 SEPARATOR = ";"

@@ -68,10 +68,6 @@ class MisconceptionsTask:
                 measures[f"pass_at_1_{name}"] = sum(sample.verdict.correct for sample in samples) / len(samples)
         return measures
 
-    def critique_prompt(self, prompt: Prompt, response_ids: list[int]) -> list[int]:
-        """Tokens that ask for a critique of a response."""
-        return self._format.critique(prompt.question, response_ids)
-
     def refinement_prompt(self, prompt: Prompt, response_ids: list[int], critique_ids: list[int]) -> list[int]:
         return self._format.refinement(prompt.question, response_ids, critique_ids)
 
@@ -96,5 +92,5 @@ class MisconceptionsTask:
             question=problem.text,
             token_ids=self._format.answer(problem.text),
             answer=str(steps[-1].value),
-            metadata={"misconceived": list(used), "operations": problem.operations},
+            metadata={"misconceived": list(used)},
         )

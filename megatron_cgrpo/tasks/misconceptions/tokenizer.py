@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from megatron_cgrpo.tasks.misconceptions.facts import OPERATORS
+from megatron_cgrpo.config.task import OPERATORS
 from megatron_cgrpo.tasks.misconceptions.language import PERIOD, PHRASES
 
 PAD = "<pad>"

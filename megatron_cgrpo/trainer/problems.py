@@ -1,0 +1,88 @@
+"""What is trained and tested on, read and checked before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from megatron_cgrpo.actor.model import check_precision
+from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.model_shape import model_shape, read_model_shape
+from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_cgrpo.evaluation.benchmark import Benchmark
+from megatron_cgrpo.rollout.engine_spec import check_engine_model
+from megatron_cgrpo.tasks.base import Task
+from megatron_cgrpo.tasks.build import build_task
+from megatron_cgrpo.tasks.misconceptions.tokenizer import write_tokenizer
+from megatron_cgrpo.types import Prompt
+from megatron_cgrpo.weights.hf_files import HFCheckpoint
+from megatron_cgrpo.weights.mapping import check_complete
+
+
+@dataclass(frozen=True)
+class Problems:
+    """The task, its tokenizer and its prompts."""
+
+    task: Task
+    tokenizer: Tokenizer
+    train: list[Prompt]
+    test: list[Prompt]
+    max_prompt_tokens: int
+
+    @classmethod
+    def load(cls, recipe: Recipe) -> Problems:
+        """Raises ConfigError for a machine, model, data or prompts that the recipe cannot be run with."""
+        _check_machine(recipe)
+        tokenizer = _tokenizer(recipe)
+        task = build_task(recipe.task, tokenizer)
+        problems = cls(
+            task, tokenizer, list(task.prompts("train")), list(task.prompts("test")), recipe.rollout.max_prompt_tokens
+        )
+        for name, prompts in (("train", problems.train), ("test", problems.test)):
+            if not prompts:
+                raise ConfigError(f"task: its {name} split is empty: give at least one problem")
+            for prompt in prompts:
+                problems.check(prompt)
+        return problems
+
+    def check(self, prompt: Prompt) -> None:
+        """Raises ConfigError for a prompt that the recipe's limits have no room for."""
+        length = len(prompt.token_ids)
+        if length > self.max_prompt_tokens:
+            raise ConfigError(
+                f"rollout.max_prompt_tokens={self.max_prompt_tokens}: prompt {prompt.id} has {length} tokens: "
+                "raise it, or leave the prompt out"
+            )
+
+    def benchmark(self, recipe: Recipe) -> Benchmark:
+        prompts = self.test[: recipe.evaluation.prompts]
+        return Benchmark(self.task, self.tokenizer.decode, prompts, recipe.rollout, recipe.seed)
+
+
+def _check_machine(recipe: Recipe) -> None:
+    cuda = torch.cuda.is_available()
+    check_precision(recipe.model, recipe.train.packed, cuda)
+    check_engine_model(model_shape(recipe), cuda)
+    if recipe.sync.backend in ("nccl", "ipc") and not cuda:
+        raise ConfigError(f"sync.backend={recipe.sync.backend}: needs CUDA: set sync.backend=auto")
+
+
+def _tokenizer(recipe: Recipe) -> Tokenizer:
+    """The model's, whose weights are checked for completeness; without a model yet, the embedded task's own."""
+    if recipe.model.path is None:
+        with TemporaryDirectory() as folder:
+            write_tokenizer(Path(folder))
+            return load_tokenizer(Path(folder))
+    shape = read_model_shape(recipe.model.path)
+    check_complete(HFCheckpoint(recipe.model.path).names(), shape, f"model.path={recipe.model.path}")
+    tokenizer = load_tokenizer(recipe.model.path)
+    if tokenizer.vocab_size > shape.vocab:
+        raise ConfigError(
+            f"model.path={recipe.model.path}: its tokenizer has {tokenizer.vocab_size} tokens, its embedding "
+            f"{shape.vocab} rows: take the tokenizer that belongs to the model"
+        )
+    return tokenizer

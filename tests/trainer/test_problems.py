@@ -1,0 +1,76 @@
+"""What is refused before anything starts: prompts without room, models with tensors or tokens missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.model_shape import QWEN3, ModelShape, hf_config
+from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.tasks.misconceptions.tokenizer import vocabulary, write_tokenizer
+from megatron_cgrpo.trainer.problems import Problems
+from megatron_cgrpo.trainer.same_training import check_same, model_fingerprint
+from megatron_cgrpo.weights.hf_files import write_hf_directory
+from megatron_cgrpo.weights.hf_shapes import hf_shapes
+from megatron_cgrpo.weights.random_init import RandomWeights
+
+TASK = {"kind": "misconceptions", "train_problems": 20, "test_problems": 4}
+
+
+def write_model(directory: Path, vocab: int) -> Path:
+    write_tokenizer(directory / "tokenizer")
+    shape = ModelShape(QWEN3, 1, 2, 2, 32, 64, 64, vocab, 256, tied_embeddings=True)
+    weights = RandomWeights(shape, 0)
+    tensors = ((name, weights.read(name)) for name in hf_shapes(shape))
+    write_hf_directory(directory / "model", tensors, hf_config(shape, 1, 0), directory / "tokenizer")
+    return directory / "model"
+
+
+def recipe(model: Path | None = None, **rollout: int) -> Recipe:
+    return Recipe.model_validate({"model": {"path": model}, "task": TASK, "rollout": rollout})
+
+
+def test_prompts_of_both_splits_are_there() -> None:
+    problems = Problems.load(recipe())
+    assert (len(problems.train), len(problems.test)) == (20, 4)
+
+
+def test_a_prompt_without_room_is_refused_without_a_base_model() -> None:
+    with pytest.raises(ConfigError, match=r"rollout.max_prompt_tokens=3: prompt train-\d+ has \d+ tokens"):
+        Problems.load(recipe(max_prompt_tokens=3))
+
+
+def test_a_whole_model_is_accepted_and_a_missing_tensor_named(tmp_path: Path) -> None:
+    model = write_model(tmp_path, len(vocabulary()))
+    Problems.load(recipe(model))
+    before = model_fingerprint(model)
+    tensors = load_file(model / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, model / "model.safetensors")
+    with pytest.raises(ConfigError, match="missing .*model.norm.weight"):
+        Problems.load(recipe(model))
+    assert model_fingerprint(model) != before
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="its embedding 16 rows"):
+        Problems.load(recipe(write_model(tmp_path, 16)))
+
+
+def test_a_backend_that_needs_cuda_is_refused_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="sync.backend=nccl: needs CUDA"):
+        Problems.load(Recipe.model_validate({"task": TASK, "sync": {"backend": "nccl"}}))
+
+
+def test_only_what_changes_the_training_is_compared() -> None:
+    earlier = Recipe().model_dump(mode="json")
+    check_same(Recipe.model_validate({"parallel": {"tp": 2}, "train": {"steps": 7}}), earlier)
+    other_facts = Recipe.model_validate({"task": {"kind": "misconceptions", "seed": 3}})
+    with pytest.raises(ConfigError, match=r"task.seed=3: the run was started with 0"):
+        check_same(other_facts, earlier, ("task", "warm_start"))
+    check_same(Recipe.model_validate({"seed": 3}), earlier, ("task", "warm_start"))
