@@ -38,6 +38,7 @@ def _group(group: Group, advantages: list[float]) -> dict[str, Any]:
         "selected": group.selected,
         "advantages": advantages,
         "dropped_critiques": group.dropped_critiques,
+        "critique_failures": group.critique_failures,
     }
 
 

@@ -32,6 +32,7 @@ class Problems:
     train: list[Prompt]
     test: list[Prompt]
     max_prompt_tokens: int
+    refines: bool
 
     @classmethod
     def load(cls, recipe: Recipe) -> Problems:
@@ -40,7 +41,12 @@ class Problems:
         tokenizer = _tokenizer(recipe)
         task = build_task(recipe.task, tokenizer)
         problems = cls(
-            task, tokenizer, list(task.prompts("train")), list(task.prompts("test")), recipe.rollout.max_prompt_tokens
+            task,
+            tokenizer,
+            list(task.prompts("train")),
+            list(task.prompts("test")),
+            recipe.rollout.max_prompt_tokens,
+            recipe.algorithm.refinements > 0,
         )
         for name, prompts in (("train", problems.train), ("test", problems.test)):
             if not prompts:
@@ -51,12 +57,16 @@ class Problems:
 
     def check(self, prompt: Prompt) -> None:
         """Raises ConfigError for a prompt that the recipe's limits have no room for."""
-        length = len(prompt.token_ids)
-        if length > self.max_prompt_tokens:
-            raise ConfigError(
-                f"rollout.max_prompt_tokens={self.max_prompt_tokens}: prompt {prompt.id} has {length} tokens: "
-                "raise it, or leave the prompt out"
-            )
+        lengths = {"": len(prompt.token_ids)}
+        if self.refines:
+            # The engine's context has room for the longest response and critique beside a prompt of the limit.
+            lengths[" for a refinement"] = len(self.task.refinement_prompt(prompt, [], []))
+        for purpose, length in lengths.items():
+            if length > self.max_prompt_tokens:
+                raise ConfigError(
+                    f"rollout.max_prompt_tokens={self.max_prompt_tokens}: prompt {prompt.id} has {length} tokens"
+                    f"{purpose}: raise it, or leave the prompt out"
+                )
 
     def benchmark(self, recipe: Recipe) -> Benchmark:
         prompts = self.test[: recipe.evaluation.prompts]

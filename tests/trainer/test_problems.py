@@ -44,6 +44,12 @@ def test_a_prompt_without_room_is_refused_without_a_base_model() -> None:
         Problems.load(recipe(max_prompt_tokens=3))
 
 
+def test_the_text_around_a_refinement_needs_room_too() -> None:
+    longest = max(len(prompt.token_ids) for prompt in Problems.load(recipe()).train)
+    with pytest.raises(ConfigError, match=r"prompt train-\d+ has \d+ tokens for a refinement: raise it"):
+        Problems.load(recipe(max_prompt_tokens=longest))
+
+
 def test_a_whole_model_is_accepted_and_a_missing_tensor_named(tmp_path: Path) -> None:
     model = write_model(tmp_path, len(vocabulary()))
     Problems.load(recipe(model))
