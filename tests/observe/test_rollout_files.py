@@ -61,6 +61,7 @@ def test_a_group_is_one_line_with_everything_that_happened(tmp_path: Path) -> No
         "selected": [0],
         "advantages": [-0.5, -0.25, 0.75],
         "dropped_critiques": {"timeout": 1},
+        "critique_failures": {},
     }
 
 
