@@ -31,7 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", choices=sorted(ARMS), default=["r1_drgrpo", "critique_grpo"])
+    parser.add_argument(
+        "--arms", nargs="+", choices=sorted(ARMS), default=["r1_drgrpo", "critique_grpo", "critique_grpo_on_policy"]
+    )
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE for every arm, after --")
     options = parser.parse_args()
     runs: dict[str, list[Path]] = {arm: [] for arm in options.arms}
