@@ -56,11 +56,13 @@ def run(directory: Path, seed: int, overrides: list[str]) -> Path:
 
 
 def table(runs: dict[str, list[Path]]) -> str:
-    """Markdown, mean ± sample standard deviation over seeds."""
-    lines = ["| | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 1) + "|"]
+    """Markdown: mean ± sample standard deviation over seeds, and the final Pass@1 of each seed."""
+    heads = [*FIGURES, "trained.pass_at_1 by seed"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for arm, directories in runs.items():
         summaries = [json.loads((directory / "summary.json").read_text()) for directory in directories]
         cells = [spread([summary[figure] for summary in summaries]) for figure in FIGURES]
+        cells.append(", ".join(f"{summary['trained.pass_at_1']:.3f}" for summary in summaries))
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
