@@ -88,9 +88,9 @@ class TrainingLoop:
             while True:
                 try:
                     return self._stop.run(self._collector.collect(prompts, step))
-                except* EngineDied as died:
+                except EngineDied as died:
                     # The same prompts with the same seeds give the same groups; engines restart a few times only.
-                    logger.warning("step %d: collecting again: %s", step, died.exceptions[0])
+                    logger.warning("step %d: collecting again: %s", step, died)
                     self._push(step - 1)
 
     def _push(self, version: int) -> None:
