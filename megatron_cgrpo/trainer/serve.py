@@ -49,7 +49,7 @@ def _served(recipe: Recipe, problems: Problems, checkpoint: Path | None, stop: S
         check_same(recipe, manifest.recipe, ("task", "warm_start"))
     with open_display(0, live=False) as display:
         model_dir = base_model(recipe, problems, display, stop)
-    with ray_cluster(processes(recipe)), start_system(recipe, model_dir) as system:
+    with ray_cluster(processes(recipe)), start_system(recipe, model_dir, stop) as system:
         if checkpoint is not None:
             system.actor.load_checkpoint((checkpoint / POLICY).absolute())
         system.actor.push(manifest.weight_version if manifest else 0)

@@ -42,6 +42,11 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def rearm(self) -> None:
+        """To be called after Ray has started: it puts its own SIGTERM handler, which aborts, beneath Python's."""
+        for number in self._previous:
+            signal.signal(number, self._receive)
+
     def check(self) -> None:
         """Raises StopRequested once a signal has come."""
         if self._received is not None:

@@ -21,6 +21,7 @@ from megatron_cgrpo.rollout.pool import EnginePool
 from megatron_cgrpo.rollout.protocol import EngineStartError
 from megatron_cgrpo.rollout.ray_engine import start_engines
 from megatron_cgrpo.rollout.weight_client import WeightClient
+from megatron_cgrpo.trainer.signals import StopSignal
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,12 @@ def processes(recipe: Recipe) -> int:
 
 
 @contextmanager
-def start_system(recipe: Recipe, model_dir: Path, *, reference: bool = False) -> Iterator[System]:
+def start_system(recipe: Recipe, model_dir: Path, stop: StopSignal, *, reference: bool = False) -> Iterator[System]:
     """Starts both sides at once, loads the policy (and a frozen copy) from ``model_dir``, connects them.
 
     Whatever was started is stopped on exit, and when starting fails.
     """
+    stop.rearm()
     cuda = torch.cuda.is_available()
     check_capacity(processes(recipe), cuda)
     engine = engine_spec(recipe, model_dir, cuda)

@@ -91,6 +91,7 @@ def _train(
     display.status(f"warm start: {config.steps} supervised steps (kept for later runs)")
     ranks = config.tp * config.dp
     with ray_cluster(ranks):
+        stop.rearm()
         check_capacity(ranks, torch.cuda.is_available())
         actor = _actor(config, shape)
         actor.initialise(config.seed)
