@@ -228,7 +228,7 @@ def own_problems(folder: Path) -> list[str]:
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
     fast.save_pretrained(folder / "tokenizer")
-    shape = ModelShape(QWEN2, 2, 2, 2, 32, 64, 96, vocab=len(tokens), max_positions=512)
+    shape = ModelShape(QWEN2, 2, 2, 2, 32, 64, 96, vocab=128, max_positions=512)
     weights = RandomWeights(shape, seed=3)
     tensors = ((name, weights.read(name)) for name in hf_shapes(shape))
     write_hf_directory(folder / "qwen2", tensors, hf_config(shape, 1, 0), folder / "tokenizer")
