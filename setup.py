@@ -31,7 +31,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
-    packages=find_packages(include=["megatron_cgrpo", "megatron_cgrpo.*"]),
+    packages=find_packages(
+        include=["megatron_cgrpo", "megatron_cgrpo.*", "checkpoints_convert", "checkpoints_convert.*"]
+    ),
     package_data={"megatron_cgrpo.config": ["presets/*.yaml"]},
     install_requires=pinned(
         "torch",
@@ -39,6 +41,8 @@ setup(
         "ray",
         "transformers",
         "safetensors",
+        "sentencepiece",
+        "blake3",
         "numpy",
         "pyarrow",
         "jinja2",

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from checkpoints_convert.cli import convert_app
+from megatron_cgrpo.command import log_progress, readable_errors
 from megatron_cgrpo.config import (
-    ConfigError,
     Recipe,
     check_inputs,
     check_recipe,
@@ -24,10 +21,6 @@ from megatron_cgrpo.config import (
     load_recipe,
     model_shape,
 )
-from megatron_cgrpo.config.errors import RunError
-
-BAD_CONFIG = 2
-RUN_FAILED = 1
 
 app = typer.Typer(
     name="mcgrpo",
@@ -37,6 +30,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+
+app.add_typer(convert_app)
 
 RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, such as examples/sandbox.yaml.", show_default=False)
@@ -69,7 +64,7 @@ def validate(
 
     Example: mcgrpo validate examples/sandbox.yaml parallel.tp=1 parallel.dp=2 --print
     """
-    with _readable_errors():
+    with readable_errors():
         resolved = _load(recipe, overrides)
     if show:
         typer.echo(dump_recipe(resolved), nl=False)
@@ -89,10 +84,10 @@ def train(
 
     Example: mcgrpo train examples/sandbox.yaml run.dir=runs/first train.steps=20
     """
-    with _readable_errors():
+    with readable_errors():
         resolved = _load(recipe, overrides)
         check_run_dir(resolved, resume)
-        _log_progress()
+        log_progress()
         from megatron_cgrpo.trainer.run import train as train_recipe
 
         train_recipe(resolved, resume=resume)
@@ -109,9 +104,9 @@ def evaluate(
 
     Example: mcgrpo eval examples/sandbox.yaml --checkpoint runs/sandbox/checkpoints/step_000080
     """
-    with _readable_errors():
+    with readable_errors():
         resolved = _load(recipe, overrides)
-        _log_progress()
+        log_progress()
         from megatron_cgrpo.trainer.serve import evaluate as evaluate_recipe
 
         scores = evaluate_recipe(resolved, checkpoint)
@@ -138,9 +133,9 @@ def sample(
 
     Example: mcgrpo sample examples/sandbox.yaml --question "7*8-9+4" -n 2
     """
-    with _readable_errors():
+    with readable_errors():
         resolved = _load(recipe, overrides)
-        _log_progress()
+        log_progress()
         from megatron_cgrpo.trainer.serve import sample as sample_recipe
 
         group = sample_recipe(resolved, question=question, checkpoint=checkpoint, n=n)
@@ -155,28 +150,3 @@ def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
     check_inputs(resolved)
     check_recipe(resolved, model_shape(resolved))
     return resolved
-
-
-@contextmanager
-def _readable_errors() -> Iterator[None]:
-    """What was refused (exit code 2), or what ended the run (1), in sentences and without a traceback."""
-    try:
-        yield
-    except ConfigError as error:
-        _complain(error.problems)
-        raise typer.Exit(BAD_CONFIG) from error
-    except (RunError, FloatingPointError) as error:
-        _complain([str(error)])
-        raise typer.Exit(RUN_FAILED) from error
-
-
-def _complain(sentences: Sequence[str]) -> None:
-    console = Console(stderr=True, soft_wrap=True)
-    for sentence in sentences:
-        console.print(f"[bold red]error[/] {escape(sentence)}", highlight=False)
-
-
-def _log_progress() -> None:
-    """Our own progress lines; libraries only from warnings on."""
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("megatron_cgrpo").setLevel(logging.INFO)

@@ -17,6 +17,8 @@ from torch.nn import Module
 
 from megatron_cgrpo.actor.parallel import ParallelState
 
+_EXTRA_STATE = "._extra_state"
+
 
 def save_checkpoint(
     directory: Path,
@@ -55,9 +57,18 @@ def load_checkpoint(
 
 
 def load_model(directory: Path, chunks: list[Module]) -> None:
-    """Collective. The parameters alone, for evaluation."""
-    loaded = dist_checkpointing.load(_sharded_model(chunks), str(directory), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
-    _load_chunks(chunks, loaded)
+    """Collective. The parameters alone, of a training checkpoint or a converted one, saved in any layout."""
+    sharded = {key: _parameters(chunk) for key, chunk in _sharded_model(chunks).items()}
+    loaded = dist_checkpointing.load(sharded, str(directory), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
+    for index, chunk in enumerate(chunks):
+        found = unwrap_model(chunk).load_state_dict(loaded[_chunk_key(index)], strict=False)
+        if missing := [name for name in found.missing_keys if not name.endswith(_EXTRA_STATE)]:
+            raise RuntimeError(f"{directory} holds no {', '.join(missing)}: it is of another model")
+
+
+def _parameters(sharded: dict[str, Any]) -> dict[str, Any]:
+    """Without what layers save beside them (Transformer Engine: FP8 statistics), which a converted model lacks."""
+    return {name: value for name, value in sharded.items() if not name.endswith(_EXTRA_STATE)}
 
 
 def _metadata() -> dict[str, Any]:

@@ -135,7 +135,7 @@ _TORCH = _torch_view()
 
 
 def _adapt(module: ModuleType) -> None:
-    """Gives one freshly imported megatron.core module its view of torch, and two modules what they lack without TE."""
+    """Gives a freshly imported megatron.core module its view of torch, and a few of them what they lack without TE."""
     if module.__name__.startswith(_TRACED):
         return
     names = module.__dict__
@@ -148,6 +148,8 @@ def _adapt(module: ModuleType) -> None:
         names.setdefault("FP8GlobalStateManager", SimpleNamespace(is_fp8_enabled=lambda: False))
         for name in ("activation_recompute_forward", "fp8_autocast"):
             names.setdefault(name, lambda *args, **kwargs: contextlib.nullcontext())
+    if module.__name__ == "megatron.core.transformer.moe.moe_utils":
+        names.setdefault("te_general_gemm", None)  # the router asks whether it is None, and takes torch's product then
 
 
 class _Loader(importlib.abc.Loader):

@@ -48,9 +48,9 @@ class ActorGroup:
         layout = Layout.of(spec.parallel, packed)
         self._call("start", spec, layout, self._free_endpoint())
 
-    def load_hf(self, model_dir: Path, *, reference: bool = False) -> None:
-        """Loads the policy, and with ``reference`` a frozen copy, from a Hugging Face directory."""
-        self._call("load_hf", model_dir, reference)
+    def load_base(self, model_dir: Path, *, reference: bool = False) -> None:
+        """Loads the policy, and with ``reference`` a frozen copy: a Hugging Face directory or a Megatron checkpoint."""
+        self._call("load_base", model_dir, reference)
 
     def initialise(self, seed: int) -> None:
         self._call("initialise", seed)

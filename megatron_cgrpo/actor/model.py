@@ -121,17 +121,42 @@ def transformer_config(
         bias_dropout_fusion=cuda,
         apply_rope_fusion=cuda and uses_transformer_engine(model),
         **(recompute if model.recompute else {}),
+        **_experts(shape, model),
     )
 
 
+def _experts(shape: ModelShape, model: ModelConfig) -> dict[str, Any]:
+    """Routing as transformers does it, without an auxiliary loss.
+
+    A softmax over the chosen experts alone equals one over all of them whose chosen weights are scaled to a sum of 1.
+    """
+    if shape.experts is None:
+        return {}
+    return {
+        "num_moe_experts": shape.experts.count,
+        "moe_ffn_hidden_size": shape.experts.ffn,
+        "moe_router_topk": shape.experts.per_token,
+        "moe_router_pre_softmax": not shape.experts.normalize,
+        "moe_router_load_balancing_type": "none",
+        "moe_router_dtype": "fp32",
+        "moe_grouped_gemm": uses_transformer_engine(model),
+    }
+
+
 def _block_spec(shape: ModelShape, te: bool, layers: int) -> TransformerBlockSubmodules:
+    experts = shape.experts.count if shape.experts else None
     if te:
         from megatron.core.extensions.transformer_engine import TENorm
 
-        spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=shape.qk_norm)
+        spec = get_gpt_layer_with_transformer_engine_spec(
+            num_experts=experts, moe_grouped_gemm=experts is not None, qk_layernorm=shape.qk_norm
+        )
         return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=TENorm)
-    spec = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization="RMSNorm")
+    spec = get_gpt_layer_local_spec(num_experts=experts, qk_layernorm=shape.qk_norm, normalization="RMSNorm")
     layer, attention = spec.submodules, spec.submodules.self_attention.submodules
+    if experts is not None:
+        # No norm is fused with experts: checkpoints name it as Transformer Engine's layers do.
+        del layer.sharded_state_dict_keys_map["pre_mlp_layernorm."]
     attention.core_attention = SDPACoreAttention
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
     if shape.qk_norm:
@@ -159,6 +184,8 @@ def build_chunks(
             post_process=state.holds_last(stage),
             position_embedding_type="rope",
             rotary_base=shape.rope_theta,
+            rope_scaling=shape.rope_scaling is not None,
+            rope_scaling_factor=shape.rope_scaling.factor if shape.rope_scaling else 1.0,
             share_embeddings_and_output_weights=shape.tied_embeddings,
             vp_stage=stage,
         )

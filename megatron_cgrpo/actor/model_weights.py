@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import torch
@@ -17,6 +18,7 @@ from megatron_cgrpo.weights.families import EMBEDDING, LAYER_PREFIX, OUTPUT, TE_
 from megatron_cgrpo.weights.mapping import ReadTensor, hf_tensors, local_shard
 
 _LOCAL_NAMES = {fused: plain for plain, fused in TE_NAMES.items()}
+_GROUPED_EXPERT = re.compile(r"mlp\.experts\.(linear_fc[12])\.weight(\d+)")
 
 
 def named_parameters(chunks: list[Module]) -> Iterator[tuple[str, Parameter]]:
@@ -30,10 +32,16 @@ def named_parameters(chunks: list[Module]) -> Iterator[tuple[str, Parameter]]:
         for name, parameter in model.named_parameters():
             if name.startswith(LAYER_PREFIX):
                 number, rest = name.removeprefix(LAYER_PREFIX).split(".", 1)
-                name = f"{LAYER_PREFIX}{int(number) + offset}.{_LOCAL_NAMES.get(rest, rest)}"
+                name = f"{LAYER_PREFIX}{int(number) + offset}.{_local_name(rest)}"
             elif name == OUTPUT and model.share_embeddings_and_output_weights:
                 name = EMBEDDING
             yield name, parameter
+
+
+def _local_name(name: str) -> str:
+    """Transformer Engine's name of a layer's parameter -> the local spec's, which passes unchanged."""
+    name = _LOCAL_NAMES.get(name, name)
+    return _GROUPED_EXPERT.sub(r"mlp.experts.local_experts.\2.\1.weight", name)
 
 
 @torch.no_grad()

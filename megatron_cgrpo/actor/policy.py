@@ -13,7 +13,7 @@ from torch.nn import Module
 from megatron_cgrpo.actor import checkpoint
 from megatron_cgrpo.actor.forward import PostProcess, run_microbatches
 from megatron_cgrpo.actor.model import build_chunks
-from megatron_cgrpo.actor.model_weights import WeightExport, load_weights
+from megatron_cgrpo.actor.model_weights import WeightExport, load_weights, named_parameters
 from megatron_cgrpo.actor.optimizer import build_optimizer, build_scheduler, wrap_for_training
 from megatron_cgrpo.actor.parallel import ParallelState
 from megatron_cgrpo.config.model import ModelConfig
@@ -67,11 +67,14 @@ class MegatronPolicy:
         load_weights(self._chunks, self._spec.shape, read, self._state)
         self._optimizer.reload_model_params()
 
-    def load_reference(self, read: ReadTensor) -> None:
-        """Adds a frozen policy of the same shape and layout."""
+    @torch.no_grad()
+    def keep_reference(self) -> None:
+        """Keeps a frozen copy of the policy as it is now."""
         spec = self._spec
         self._reference = list(build_chunks(spec.shape, spec.model, spec.parallel, self._state, spec.temperature))
-        load_weights(self._reference, spec.shape, read, self._state)
+        current = dict(named_parameters(self._chunks))
+        for name, parameter in named_parameters(self._reference):
+            parameter.copy_(current[name])
         for chunk in self._reference:
             chunk.eval().requires_grad_(False)
 
@@ -96,7 +99,7 @@ class MegatronPolicy:
         """Reports of a pass without gradients through the policy, or through the reference."""
         chunks = self._reference if reference else self._chunks
         if chunks is None:
-            raise RuntimeError("there is no reference policy: call load_reference first")
+            raise RuntimeError("there is no reference policy: call keep_reference first")
         for chunk in chunks:
             chunk.eval()
         return run_microbatches(chunks, batches, read, train=False)
@@ -114,5 +117,6 @@ class MegatronPolicy:
         checkpoint.load_checkpoint(directory, self._chunks, self._optimizer, self._scheduler, self._state, same_layout)
 
     def load_parameters(self, directory: Path) -> None:
-        """The parameters of a checkpoint, without its optimiser."""
+        """The parameters of a checkpoint, trained or converted, without its optimiser."""
         checkpoint.load_model(directory, self._chunks)
+        self._optimizer.reload_model_params()

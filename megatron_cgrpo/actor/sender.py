@@ -6,8 +6,8 @@ from typing import Literal
 
 from megatron_cgrpo.actor.parallel import Endpoint
 from megatron_cgrpo.config.model_shape import ModelShape
-from megatron_cgrpo.weights.hf_files import torch_dtype
 from megatron_cgrpo.weights.hf_shapes import hf_shapes
+from megatron_cgrpo.weights.tensor_spec import torch_dtype
 from megatron_cgrpo.weights.transfer.file import FileSender
 from megatron_cgrpo.weights.transfer.protocol import EngineClient, TensorMeta, WeightSender
 

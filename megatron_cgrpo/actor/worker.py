@@ -18,11 +18,15 @@ from megatron_cgrpo.actor.parallel import Endpoint, ParallelState
 from megatron_cgrpo.actor.policy import MegatronPolicy, PolicySpec
 from megatron_cgrpo.actor.sender import build_sender
 from megatron_cgrpo.algorithm.spec import LossSpec
+from megatron_cgrpo.config.model_files import is_megatron
 from megatron_cgrpo.data.microbatch import MicroBatch, unpack_response_values
 from megatron_cgrpo.types import TrainRow
-from megatron_cgrpo.weights.hf_files import HFCheckpoint, write_hf_directory
+from megatron_cgrpo.weights.hf_reader import HFCheckpoint
+from megatron_cgrpo.weights.hf_shapes import hf_shapes
+from megatron_cgrpo.weights.hf_writer import write_hf_directory
 from megatron_cgrpo.weights.mapping import check_complete
 from megatron_cgrpo.weights.random_init import RandomWeights
+from megatron_cgrpo.weights.tensor_spec import torch_dtype
 from megatron_cgrpo.weights.transfer.protocol import EngineClient, WeightSender
 
 GIB = 1 << 30
@@ -59,12 +63,15 @@ class Worker:
         self._state = ParallelState.start(spec.parallel, self._rank, endpoint, spec.seed)
         self._policy = MegatronPolicy(spec, self._state)
 
-    def load_hf(self, model_dir: Path, reference: bool) -> None:
-        weights = HFCheckpoint(model_dir)
-        check_complete(weights.names(), self._spec.shape, str(model_dir))
-        self._policy.load(weights.read)
+    def load_base(self, model_dir: Path, reference: bool) -> None:
+        if is_megatron(model_dir):
+            self._policy.load_parameters(model_dir)
+        else:
+            weights = HFCheckpoint(model_dir)
+            check_complete(weights.names(), self._spec.shape, str(model_dir))
+            self._policy.load(weights.read)
         if reference:
-            self._policy.load_reference(weights.read)
+            self._policy.keep_reference()
 
     def initialise(self, seed: int) -> None:
         """Random weights, the same for every layout."""
@@ -114,7 +121,8 @@ class Worker:
     def export_hf(self, target: Path, config: dict[str, object], tokenizer_from: Path) -> None:
         tensors = self._policy.export()
         if self._rank == 0:
-            write_hf_directory(target, tensors, config, tokenizer_from)
+            shapes, dtype = hf_shapes(self._spec.shape), torch_dtype(self._spec.model.dtype)
+            write_hf_directory(target, tensors, shapes, dtype, config, tokenizer_from)
         else:
             for _ in tensors:
                 pass

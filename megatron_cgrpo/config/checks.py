@@ -6,15 +6,19 @@ Each check yields sentences: field and value, what is wrong, the remedy. All of 
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.model_files import VOCABULARIES, has_tokenizer
+from megatron_cgrpo.config.model_files import VOCABULARIES, has_tokenizer, is_megatron
 from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.task import FileTaskConfig, MisconceptionsConfig
+from megatron_cgrpo.config.tensor_parallel import tensor_parallel_problems
+
+_BUCKET_PADDING = 128  # elements, in Megatron's gradient buffers
 
 
 def check_recipe(recipe: Recipe, model: ModelShape | None) -> None:
@@ -126,7 +130,13 @@ def _task(recipe: Recipe) -> Iterator[str]:
 
 def _layout(recipe: Recipe, model: ModelShape) -> Iterator[str]:
     parallel, engine = recipe.parallel, recipe.rollout.tensor_parallel
-    yield from _divisible(model, "parallel.tp", parallel.tp)
+    yield from tensor_parallel_problems(model, "parallel.tp", parallel.tp)
+    if model.experts is not None and parallel.tp > 1 and not parallel.sequence_parallel:
+        yield (
+            f"parallel.tp={parallel.tp}: a model with experts trains on tensor-parallel ranks only if they split "
+            "sequences: set parallel.sequence_parallel=true, or parallel.tp=1"
+        )
+    yield from _shared_embedding(recipe, model)
     chunks = parallel.pp * (parallel.vpp or 1)
     if model.layers % chunks:
         yield (
@@ -145,15 +155,18 @@ def _layout(recipe: Recipe, model: ModelShape) -> Iterator[str]:
         )
 
 
-def _divisible(model: ModelShape, field: str, tp: int) -> Iterator[str]:
-    if model.kv_heads < tp:
-        yield f"{field}={tp}: exceeds the model's {model.kv_heads} key/value heads: use {model.kv_heads} at most"
-    elif model.kv_heads % tp:
-        yield f"{field}={tp}: the model's {model.kv_heads} key/value heads are not divisible by it: choose a divisor"
-    sizes = {"attention heads": model.heads, "hidden size": model.hidden, "feed-forward size": model.ffn}
-    for name, size in sizes.items():
-        if size % tp:
-            yield f"{field}={tp}: does not divide the model's {name} {size}: choose a divisor"
+def _shared_embedding(recipe: Recipe, model: ModelShape) -> Iterator[str]:
+    """Megatron-core 0.16 pads the copies of an embedding on the first and last stage differently: states mix up."""
+    parallel = recipe.parallel
+    if not (model.tied_embeddings and parallel.pp > 1 and recipe.optimizer.distributed):
+        return
+    elements = -(-model.vocab // parallel.tp) * model.hidden
+    if elements % math.lcm(parallel.dp, _BUCKET_PADDING):
+        yield (
+            f"parallel.pp={parallel.pp}: the model's tied embedding has {elements} elements on a rank, no multiple of "
+            f"{math.lcm(parallel.dp, _BUCKET_PADDING)}, which Megatron's distributed optimiser saves wrongly: set "
+            "optimizer.distributed=false, or parallel.pp=1"
+        )
 
 
 def _context(recipe: Recipe, model: ModelShape) -> Iterator[str]:
@@ -206,6 +219,8 @@ def _model_files(directory: Path) -> Iterator[str]:
         return
     if not has_tokenizer(directory):
         yield f"model.path={directory}: has no tokenizer ({', '.join(VOCABULARIES)}): copy the model's tokenizer there"
+    if is_megatron(directory):
+        return
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         shards = _indexed_files(index)
@@ -213,8 +228,8 @@ def _model_files(directory: Path) -> Iterator[str]:
             yield f"model.path={directory}: {index.name} is damaged: download it again"
         elif absent := sorted(name for name in shards if not (directory / name).is_file()):
             yield f"model.path={directory}: lacks {len(absent)} weight files, {absent[0]} first: download them again"
-    elif not any(directory.glob("*.safetensors")):
-        yield f"model.path={directory}: has no *.safetensors weights: download or convert them"
+    elif not any(directory.glob("*.safetensors")) and not any(directory.glob("pytorch_model*.bin")):
+        yield f"model.path={directory}: has neither *.safetensors nor a Megatron checkpoint: download or convert it"
 
 
 def _indexed_files(index: Path) -> set[str] | None:

@@ -1,21 +1,62 @@
-"""The tokenizer files of a Hugging Face model directory."""
+"""The files of a Hugging Face model directory other than weights."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+from megatron_cgrpo.config.errors import ConfigError
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Each holds a vocabulary; a directory without any of them has no tokenizer."""
 
-TOKENIZER_FILES = (
+GENERATION_CONFIG = "generation_config.json"
+
+_CARRIED = (
     *VOCABULARIES,
+    "merges.txt",
+    "*.model",
+    "tokenizer.model.v*",
+    "*.tiktoken",
+    "tekken.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "merges.txt",
     "added_tokens.json",
-    "chat_template.jinja",
+    "*.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    GENERATION_CONFIG,
 )
 
 
 def has_tokenizer(directory: Path) -> bool:
     return any((directory / name).is_file() for name in VOCABULARIES)
+
+
+def carried_files(directory: Path) -> list[Path]:
+    """Relative paths of what a copy of the model takes over as it is: tokenizer, chat templates, generation settings.
+
+    Code is not among them: a tokenizer that brings its own runs nowhere here.
+    """
+    found = {path.relative_to(directory) for pattern in _CARRIED for path in directory.glob(pattern) if path.is_file()}
+    return sorted(found)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Raises ConfigError naming the file where it holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}): download the file again") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is no JSON object: download the file again")
+    return content
+
+
+MEGATRON_INDEX, MEGATRON_CONFIG = ".metadata", "metadata.json"
+"""The files that make a directory a Megatron ``dist_checkpointing`` checkpoint."""
+
+
+def is_megatron(directory: Path) -> bool:
+    return all((directory / name).is_file() for name in (MEGATRON_INDEX, MEGATRON_CONFIG))

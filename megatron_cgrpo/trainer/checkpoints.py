@@ -20,6 +20,7 @@ from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import SamplerState
 from megatron_cgrpo.observe.atomic import sync_directory, write_json
+from megatron_cgrpo.weights.hf_writer import copy_carried_files
 
 FORMAT = 1
 POLICY = "policy"
@@ -45,25 +46,43 @@ class Manifest:
         return self.layout == parallel.model_dump(mode="json")
 
 
+@dataclass(frozen=True)
+class BaseModel:
+    """Where a run started: the directory, and what tells it from other models."""
+
+    directory: Path
+    fingerprint: str
+
+
 class CheckpointStore:
     def __init__(self, directory: Path, keep_last: int) -> None:
         self._directory, self._keep_last = directory, keep_last
 
     def save(
-        self, step: int, recipe: Recipe, model: str, sampler: SamplerState, write_policy: Callable[[Path], None]
+        self,
+        step: int,
+        recipe: Recipe,
+        model: BaseModel,
+        sampler: SamplerState,
+        write_policy: Callable[[Path], None],
     ) -> Path:
-        """Writes aside, then renames; older checkpoints beyond ``keep_last`` go only when the new one is complete."""
+        """Writes aside, then renames; older checkpoints beyond ``keep_last`` go only when the new one is complete.
+
+        The policy carries config.json and tokenizer of its base model, so that it is a model of its own.
+        """
         target = self._directory / f"step_{step:06d}"
         staging = self._directory / f".{target.name}.partial"
         shutil.rmtree(staging, ignore_errors=True)
         (staging / POLICY).mkdir(parents=True)
         write_policy((staging / POLICY).absolute())
+        shutil.copyfile(model.directory / "config.json", staging / POLICY / "config.json")
+        copy_carried_files(model.directory, staging / POLICY)
         manifest = Manifest(
             format=FORMAT,
             step=step,
             weight_version=step,
             sampler=sampler,
-            model=model,
+            model=model.fingerprint,
             layout=recipe.parallel.model_dump(mode="json"),
             recipe=recipe.model_dump(mode="json"),
             packages={name: version(name) for name in _PACKAGES},

@@ -10,6 +10,7 @@ import torch
 
 from megatron_cgrpo.actor.model import check_precision
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.model_files import is_megatron
 from megatron_cgrpo.config.model_shape import model_shape, read_model_shape
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.tokenizer import Tokenizer, load_tokenizer
@@ -19,8 +20,9 @@ from megatron_cgrpo.tasks.base import Task
 from megatron_cgrpo.tasks.build import build_task
 from megatron_cgrpo.tasks.misconceptions.tokenizer import write_tokenizer
 from megatron_cgrpo.types import Prompt
-from megatron_cgrpo.weights.hf_files import HFCheckpoint
+from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.mapping import check_complete
+from megatron_cgrpo.weights.megatron_weights import MegatronSource
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,10 @@ def _tokenizer(recipe: Recipe) -> Tokenizer:
             write_tokenizer(Path(folder))
             return load_tokenizer(Path(folder))
     shape = read_model_shape(recipe.model.path)
-    check_complete(HFCheckpoint(recipe.model.path).names(), shape, f"model.path={recipe.model.path}")
+    if is_megatron(recipe.model.path):
+        MegatronSource(recipe.model.path, shape)
+    else:
+        check_complete(HFCheckpoint(recipe.model.path).names(), shape, f"model.path={recipe.model.path}")
     tokenizer = load_tokenizer(recipe.model.path)
     if tokenizer.vocab_size > shape.vocab:
         raise ConfigError(

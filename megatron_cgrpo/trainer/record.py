@@ -16,7 +16,7 @@ from megatron_cgrpo.observe.display import Display
 from megatron_cgrpo.observe.metrics import Metrics, MetricsLog, Sink, read_metrics
 from megatron_cgrpo.observe.rollouts import write_rollouts
 from megatron_cgrpo.observe.sinks import open_sinks
-from megatron_cgrpo.trainer.checkpoints import CheckpointStore, read_manifest
+from megatron_cgrpo.trainer.checkpoints import BaseModel, CheckpointStore, read_manifest
 from megatron_cgrpo.trainer.same_training import check_same, model_fingerprint
 from megatron_cgrpo.types import Group
 
@@ -35,7 +35,7 @@ class Record:
         self.checkpoint = self._store.latest() if resume else None
         self.manifest = None if self.checkpoint is None else read_manifest(self.checkpoint)
         self.last_step = self.last_saved = self.manifest.step if self.manifest else 0
-        self._model = ""
+        self._model: BaseModel | None = None
         if resume:
             check_same(recipe, self._earlier_recipe())
             self._check_metrics()
@@ -56,8 +56,8 @@ class Record:
 
     def starts_from(self, model_dir: Path) -> None:
         """Raises ConfigError where a resumed run would start from another model than the interrupted one."""
-        self._model = model_fingerprint(model_dir)
-        if self.manifest is not None and self.manifest.model != self._model:
+        self._model = BaseModel(model_dir, model_fingerprint(model_dir))
+        if self.manifest is not None and self.manifest.model != self._model.fingerprint:
             raise ConfigError(
                 f"{model_dir}: is not the model that the run in {self.directory} started from: restore that one, or "
                 "start a new run.dir"
@@ -84,6 +84,8 @@ class Record:
             write_rollouts(self.directory / "rollouts", step, groups, advantages)
 
     def save_checkpoint(self, step: int, sampler: SamplerState, write_policy: Callable[[Path], None]) -> None:
+        if self._model is None:
+            raise RuntimeError("save_checkpoint before starts_from: the base model is not known yet")
         self._store.save(step, self._recipe, self._model, sampler, write_policy)
         self.last_saved = step
 

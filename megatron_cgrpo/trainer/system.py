@@ -53,7 +53,7 @@ def start_system(recipe: Recipe, model_dir: Path, stop: StopSignal, *, reference
         stack.callback(_stop_engines, starting)
         actor = _start_actor(recipe, model_dir, cuda)
         stack.callback(actor.stop)
-        actor.load_hf(model_dir.absolute(), reference=reference)
+        actor.load_base(model_dir.absolute(), reference=reference)
         pool = starting.result()
         client = WeightClient([engine.handle for engine in pool.engines], recipe.rollout.tensor_parallel)
         actor.connect(engine.transfer_backend, client, client.engine_ranks, recipe.model.dtype)

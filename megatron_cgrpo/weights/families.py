@@ -1,16 +1,15 @@
 """The declarative mapping of each model family: Megatron name, Hugging Face names, operation, shard rule.
 
-Names are those of Megatron-core's local layer spec, with global layer numbers. Transformer Engine fuses a norm into
-the linear layer behind it and renames its weight; ``TE_NAMES`` says how.
+Names are those of Megatron-core's local layer spec, with global layer and expert numbers. Transformer Engine fuses a
+norm into the linear layer behind it and renames its weight; ``TE_NAMES`` says how. Before experts it fuses none.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from megatron_cgrpo.config.model_shape import ModelShape
+from megatron_cgrpo.config.model_shape import MIXTRAL, QWEN3_MOE, ModelShape
 from megatron_cgrpo.weights.ops import InterleaveQKV, Op, Same, Stack
 from megatron_cgrpo.weights.shards import COLUMN, GATED_COLUMN, REPLICATED, ROW, Shard
+from megatron_cgrpo.weights.weight import Weight
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
@@ -21,47 +20,63 @@ TE_NAMES = {
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
 }
 
+_Rule = tuple[str, tuple[str, ...], Op, Shard]
+"""Megatron name, HF names, operation, shard rule; names without what the whole layer or expert shares."""
 
-@dataclass(frozen=True)
-class Weight:
-    """One Megatron parameter and the Hugging Face tensors it is made of.
 
-    ``vocab`` marks weights whose first dimension is padded so that tensor-parallel ranks divide it.
-    """
+def _qkv(kind: str) -> _Rule:
+    names = tuple(f"self_attn.{x}_proj.{kind}" for x in "qkv")
+    return (f"self_attention.linear_qkv.{kind}", names, InterleaveQKV(), COLUMN)
 
-    megatron: str
-    hf: tuple[str, ...]
-    op: Op
-    shard: Shard
-    vocab: bool = False
+
+def _same(megatron: str, hf: str, shard: Shard = REPLICATED) -> _Rule:
+    return (megatron, (hf,), Same(), shard)
+
+
+def _gated(fc1: str, fc2: str, gate: str, up: str, down: str) -> list[_Rule]:
+    return [(fc1, (gate, up), Stack(), GATED_COLUMN), _same(fc2, down, ROW)]
+
+
+_INPUT_NORM = [_same("input_layernorm.weight", "input_layernorm.weight")]
+_ATTENTION = [_qkv("weight"), _same("self_attention.linear_proj.weight", "self_attn.o_proj.weight", ROW)]
+_QKV_BIAS = [_qkv("bias")]
+_QK_NORM = [_same(f"self_attention.{x}_layernorm.weight", f"self_attn.{x}_norm.weight") for x in "qk"]
+_MLP_NORM = [_same("pre_mlp_layernorm.weight", "post_attention_layernorm.weight")]
+_MLP = _gated(
+    "mlp.linear_fc1.weight",
+    "mlp.linear_fc2.weight",
+    "mlp.gate_proj.weight",
+    "mlp.up_proj.weight",
+    "mlp.down_proj.weight",
+)
+
+# Of each family with experts: their HF module, and the names of gate, up and down in each of them.
+_EXPERTS = {
+    QWEN3_MOE: ("mlp", ("gate_proj", "up_proj", "down_proj")),
+    MIXTRAL: ("block_sparse_moe", ("w1", "w3", "w2")),
+}
 
 
 def _layer(number: int, shape: ModelShape) -> list[Weight]:
-    def weight(megatron: str, hf: tuple[str, ...], op: Op, shard: Shard) -> Weight:
-        names = tuple(f"model.layers.{number}.{name}" for name in hf)
-        return Weight(f"{LAYER_PREFIX}{number}.{megatron}", names, op, shard)
-
-    attention = ("self_attn.q_proj.{}", "self_attn.k_proj.{}", "self_attn.v_proj.{}")
-
-    def qkv(kind: str) -> tuple[str, ...]:
-        return tuple(name.format(kind) for name in attention)
-
-    weights = [
-        weight("input_layernorm.weight", ("input_layernorm.weight",), Same(), REPLICATED),
-        weight("self_attention.linear_qkv.weight", qkv("weight"), InterleaveQKV(), COLUMN),
-        weight("self_attention.linear_proj.weight", ("self_attn.o_proj.weight",), Same(), ROW),
-        weight("pre_mlp_layernorm.weight", ("post_attention_layernorm.weight",), Same(), REPLICATED),
-        weight("mlp.linear_fc1.weight", ("mlp.gate_proj.weight", "mlp.up_proj.weight"), Stack(), GATED_COLUMN),
-        weight("mlp.linear_fc2.weight", ("mlp.down_proj.weight",), Same(), ROW),
-    ]
-    if shape.qkv_bias:
-        weights.append(weight("self_attention.linear_qkv.bias", qkv("bias"), InterleaveQKV(), COLUMN))
-    if shape.qk_norm:
-        weights += [
-            weight(f"self_attention.{x}_layernorm.weight", (f"self_attn.{x}_norm.weight",), Same(), REPLICATED)
-            for x in ("q", "k")
-        ]
+    rules = [*_INPUT_NORM, *_ATTENTION]
+    rules += _QKV_BIAS if shape.qkv_bias else []
+    rules += _QK_NORM if shape.qk_norm else []
+    rules += _MLP_NORM
+    if shape.experts is None:
+        return [_weight(rule, number) for rule in (*rules, *_MLP)]
+    module, parts = _EXPERTS[shape.architecture]
+    weights = [_weight(rule, number) for rule in (*rules, _same("mlp.router.weight", f"{module}.gate.weight"))]
+    for expert in range(shape.experts.count):
+        megatron = (f"mlp.experts.local_experts.{expert}.linear_{fc}.weight" for fc in ("fc1", "fc2"))
+        hf = (f"{module}.experts.{expert}.{part}.weight" for part in parts)
+        weights += [_weight(rule, number, expert) for rule in _gated(*megatron, *hf)]
     return weights
+
+
+def _weight(rule: _Rule, layer: int, expert: int | None = None) -> Weight:
+    megatron, hf, op, shard = rule
+    names = tuple(f"model.layers.{layer}.{name}" for name in hf)
+    return Weight(f"{LAYER_PREFIX}{layer}.{megatron}", names, op, shard, layer=layer, expert=expert)
 
 
 def model_weights(shape: ModelShape) -> list[Weight]:

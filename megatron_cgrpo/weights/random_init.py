@@ -30,5 +30,5 @@ class RandomWeights:
         if len(size) == 1:
             return torch.zeros(size) if name.endswith("bias") else torch.ones(size)
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed}/{name}".encode()))
-        residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+        residual = name.endswith(("o_proj.weight", "down_proj.weight", ".w2.weight"))
         return torch.randn(size, generator=generator) * (self._residual_std if residual else STD)

@@ -39,14 +39,22 @@ class Split:
     dim: int
     blocks: int = 1
 
-    def split(self, tensor: Tensor, rank: int, size: int) -> Tensor:
-        if tensor.shape[self.dim] % (size * self.blocks):
+    def ranges(self, length: int, rank: int, size: int) -> list[tuple[int, int]]:
+        """(start, stop) along ``dim`` of what ``rank`` of ``size`` holds of a whole of ``length``, one per block."""
+        if length % (size * self.blocks):
             raise ValueError(
-                f"a tensor of shape {tuple(tensor.shape)} cannot be split {size} ways along dimension {self.dim}: "
+                f"{length} cannot be split {size} ways along dimension {self.dim}"
+                f"{f' in {self.blocks} blocks' if self.blocks > 1 else ''}: "
                 "choose a tensor-parallel size that divides it"
             )
-        parts = tensor.chunk(self.blocks, dim=self.dim)
-        return torch.cat([part.chunk(size, dim=self.dim)[rank] for part in parts], dim=self.dim)
+        block, part = length // self.blocks, length // self.blocks // size
+        return [(start, start + part) for start in range(rank * part, length, block)]
+
+    def split(self, tensor: Tensor, rank: int, size: int) -> Tensor:
+        """A view where the rank holds one slice."""
+        ranges = self.ranges(tensor.shape[self.dim], rank, size)
+        parts = [tensor.narrow(self.dim, start, stop - start) for start, stop in ranges]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=self.dim)
 
     def join(self, shards: list[Tensor]) -> Tensor:
         parts = [shard.chunk(self.blocks, dim=self.dim) for shard in shards]

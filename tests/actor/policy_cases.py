@@ -23,7 +23,7 @@ from megatron_cgrpo.config.optimizer import OptimizerConfig
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.data.microbatch import MicroBatch
 from megatron_cgrpo.data.packing import schedule
-from megatron_cgrpo.weights.hf_files import HFCheckpoint
+from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.random_init import RandomWeights
 
 Parallel = dict[str, Any]
@@ -131,6 +131,17 @@ def two_ranks(rank: int, ports: list[int], model_dir: str, directories: list[Pat
     }
 
 
+def with_experts(rank: int, ports: list[int], model_dir: str, directory: Path) -> dict[str, Any]:
+    free = iter(ports)
+    tp = {"tp": 2, "sequence_parallel": True}
+    return {
+        "uninterrupted": train_and_save(rank, next(free), model_dir, directory, {"pp": 2}),
+        "pp": resume(rank, next(free), model_dir, directory, {"pp": 2}, same_layout=True),
+        "dp": resume(rank, next(free), model_dir, directory, {"dp": 2}, same_layout=False),
+        "tp": resume(rank, next(free), model_dir, directory, tp, same_layout=False),
+    }
+
+
 def one_rank(rank: int, ports: list[int], model_dir: str, directory: Path) -> dict[str, Any]:
     return {
         "one rank": resume(rank, ports[0], model_dir, directory, {}, same_layout=False),
@@ -163,7 +174,7 @@ def reference(rank: int, port: int, model_dir: str) -> dict[str, list[Tensor]]:
             trained.forward(batch, read, reference=True)
         except RuntimeError as error:
             refusal = str(error)
-        trained.load_reference(HFCheckpoint(Path(model_dir)).read)
+        trained.keep_reference()
         found: dict[str, Any] = {"refusal": refusal}
         for moment in ("before", "after"):
             found[f"policy {moment}"] = trained.forward(batch, read)

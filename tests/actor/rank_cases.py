@@ -23,7 +23,7 @@ from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.data.packing import schedule
 from megatron_cgrpo.types import Origin, TrainRow
 from megatron_cgrpo.weights.families import model_weights
-from megatron_cgrpo.weights.hf_files import HFCheckpoint
+from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.mapping import local_shard
 
 
@@ -103,6 +103,24 @@ def logits(
                 found = _forward_logits(chunks, case, world)
                 export = {name: tensor.clone() for name, tensor in WeightExport(chunks, shape, world)}
                 results.append((directory, found, export))
+    return results
+
+
+def sequence_outputs(
+    rank: int, ports: list[int], model_dirs: list[str], tokens: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Per model: logits [s, vocabulary] of ``tokens`` [1, s], and log-probabilities [s] of the token after each."""
+    results = []
+    with _World(Case(), rank, ports[0]) as world:
+        for directory in model_dirs:
+            shape = read_model_shape(Path(directory))
+            [chunk] = build_chunks(shape, ModelConfig(logprob_chunk=64), Case().config(), world)
+            load_weights([chunk], shape, HFCheckpoint(Path(directory)).read, world)
+            positions = torch.arange(tokens.shape[1])[None]
+            with torch.no_grad():
+                found = chunk(tokens, positions, None)[0]
+                logprobs, _ = chunk(tokens, positions, None, labels=tokens.roll(-1, dims=1))
+            results.append((found, logprobs[0]))
     return results
 
 

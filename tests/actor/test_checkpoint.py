@@ -86,7 +86,7 @@ def test_random_state_comes_back_to_the_rank_that_had_it(ranks: list[dict[str, A
 
 def test_the_reference_stays_while_the_policy_moves(ranks: list[dict[str, Any]]) -> None:
     found = ranks[0]["reference"]
-    assert "load_reference first" in found["refusal"]
+    assert "keep_reference first" in found["refusal"]
     for index, before in enumerate(found["policy before"]):
         assert torch.equal(before, found["reference before"][index])
         assert torch.equal(before, found["reference after"][index])

@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from models import load_hf_model, save_hf_model
-from rank_cases import SPEC, Case, gradients, logits, training_rows
+from oracle import save_gradients
+from rank_cases import Case, gradients, logits, training_rows
 from ranks import run_ranks
-
-from megatron_cgrpo.algorithm.loss import LossInputs, policy_loss
-from megatron_cgrpo.types import Origin
 
 MODELS = [("qwen2", True), ("qwen2", False), ("qwen3", True), ("qwen3", False)]
 ONE_RANK = [Case(), Case(micro_batch_tokens=1), Case(packed=False), Case(micro_batch_tokens=500), Case(recompute=True)]
@@ -37,36 +35,11 @@ def model_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool
     return dirs
 
 
-def _save_oracle(directory: Path) -> float:
-    """transformers' own gradient of the objective, sequence by sequence; returns the loss."""
-    model = load_hf_model(directory)
-    total = 0.0
-    for row in training_rows():
-        scores = model(torch.tensor([row.token_ids])).logits[0].log_softmax(-1)
-        first, count = row.prompt_length - 1, row.response_length
-        responses = scores[first : first + count]
-        targets = torch.tensor(row.token_ids[row.prompt_length :])
-        inputs = LossInputs(
-            weight=torch.full((count,), row.weight),
-            advantage=torch.full((count,), row.advantage),
-            refined=torch.full((count,), row.origin is Origin.REFINEMENT),
-            sequence_index=torch.zeros(count, dtype=torch.int64),
-            behaviour_logp=torch.tensor(row.behaviour_logprobs),
-            old_logp=torch.tensor(row.old_logprobs),
-        )
-        entropy = -(responses.exp() * responses).sum(-1)
-        loss = policy_loss(responses.gather(1, targets[:, None])[:, 0], entropy, inputs, SPEC).loss
-        loss.backward()
-        total += loss.item()
-    torch.save({name: parameter.grad for name, parameter in model.named_parameters()}, directory / "grads.pt")
-    return total
-
-
 @pytest.mark.parametrize(("world", "cases"), [(1, ONE_RANK), (2, TWO_RANKS)])
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradients_do_not_depend_on_the_layout(model_dirs: dict, world: int, cases: list[Case], tied: bool) -> None:
     directory = model_dirs["qwen3", tied]
-    loss = _save_oracle(directory)
+    loss = save_gradients(directory)
     for rank, results in enumerate(run_ranks(gradients, world, str(directory), cases)):
         for case, result in zip(cases, results, strict=True):
             worst = max(result["errors"].items(), key=lambda item: item[1])

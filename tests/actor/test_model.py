@@ -12,10 +12,11 @@ import pytest
 import torch
 from megatron.core.models.common.embeddings import rope_utils
 
+from megatron_cgrpo.actor import model, model_weights
 from megatron_cgrpo.actor.model import check_precision, transformer_config, uses_transformer_engine
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model import ModelConfig
-from megatron_cgrpo.config.model_shape import QWEN2, QWEN3, ModelShape
+from megatron_cgrpo.config.model_shape import QWEN2, QWEN3, QWEN3_MOE, Experts, ModelShape
 from megatron_cgrpo.config.parallel import ParallelConfig
 
 
@@ -111,6 +112,59 @@ def test_the_architecture() -> None:
     assert qwen3.activation_func is torch.nn.functional.silu
     assert (qwen3.hidden_dropout, qwen3.attention_dropout) == (0.0, 0.0)
     assert qwen3.calculate_per_token_loss, "else Megatron divides the loss by the number of micro-batches"
+
+
+def test_experts_are_routed_as_transformers_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told_of(experts: Experts | None, **model: Any) -> Any:
+        routed = dataclasses.replace(shape(), architecture=QWEN3_MOE, experts=experts)
+        return transformer_config(routed, ModelConfig(**model), ParallelConfig(), cuda=False)
+
+    scaled = told_of(Experts(count=6, per_token=2, ffn=20, normalize=True))
+    assert (scaled.num_moe_experts, scaled.moe_router_topk, scaled.moe_ffn_hidden_size) == (6, 2, 20)
+    assert (scaled.moe_router_load_balancing_type, scaled.moe_aux_loss_coeff) == ("none", 0.0)
+    assert (scaled.moe_token_dispatcher_type, scaled.moe_router_dtype) == ("alltoall", "fp32")
+    assert not scaled.moe_router_pre_softmax and not scaled.moe_grouped_gemm
+    assert told_of(Experts(count=6, per_token=2, ffn=20, normalize=False)).moe_router_pre_softmax
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert told_of(Experts(count=6, per_token=2, ffn=20)).moe_grouped_gemm, "with Transformer Engine"
+
+
+class _Layers(torch.nn.Module):
+    """What ``named_parameters`` asks of a model: its parameters' names, and where its layers start."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.config, self.vp_stage, self.share_embeddings_and_output_weights = told(False), None, False
+        self._names = names
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        return ((name, torch.nn.Parameter(torch.zeros(1))) for name in self._names)
+
+
+def test_transformer_engines_names_become_those_of_the_mapping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grouped experts are one module with a weight each, and no norm is fused with them."""
+    monkeypatch.setattr(model_weights, "get_transformer_layer_offset", lambda config, vp_stage: 4)
+    expected = {
+        "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+        "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+        "pre_mlp_layernorm.weight": "pre_mlp_layernorm.weight",
+        "mlp.router.weight": "mlp.router.weight",
+        "mlp.experts.linear_fc1.weight0": "mlp.experts.local_experts.0.linear_fc1.weight",
+        "mlp.experts.linear_fc2.weight12": "mlp.experts.local_experts.12.linear_fc2.weight",
+        "mlp.experts.local_experts.3.linear_fc2.weight": "mlp.experts.local_experts.3.linear_fc2.weight",
+        "mlp.linear_fc1.weight": "mlp.linear_fc1.weight",
+    }
+    chunk = _Layers([f"decoder.layers.1.{name}" for name in expected])
+    found = [name for name, _ in model_weights.named_parameters([chunk])]
+    assert found == [f"decoder.layers.5.{name}" for name in expected.values()]
+
+
+def test_checkpoints_name_the_norm_before_experts_alike_with_and_without_transformer_engine() -> None:
+    routed = dataclasses.replace(shape(), architecture=QWEN3_MOE, experts=Experts(count=6, per_token=2, ffn=20))
+    dense, sparse = (model._block_spec(s, te=False, layers=1).layer_specs[0].submodules for s in (shape(), routed))
+    assert dense.sharded_state_dict_keys_map["pre_mlp_layernorm."] == "mlp.linear_fc1.layer_norm_"
+    assert "pre_mlp_layernorm." not in sparse.sharded_state_dict_keys_map
+    assert "input_layernorm." in sparse.sharded_state_dict_keys_map
 
 
 def test_transformer_engine_comes_with_cuda_or_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from megatron_cgrpo.config import (
     load_recipe,
     model_shape,
 )
+from megatron_cgrpo.config.model_shape import QWEN3, Experts
 
 SANDBOX = Path(__file__).parents[2] / "examples" / "sandbox.yaml"
 QWEN3_8B = {
@@ -100,8 +101,8 @@ def test_a_contradiction_is_refused_by_field_value_and_remedy(overrides: list[st
 @pytest.mark.parametrize(
     ("overrides", "changes", "field"),
     [
-        (["parallel.tp=4"], {"kv_heads": 2}, "parallel.tp=4: exceeds the model's 2 key/value heads"),
-        (["parallel.tp=2"], {"kv_heads": 3}, "parallel.tp=2: the model's 3 key/value heads"),
+        (["parallel.tp=2"], {"kv_heads": 3}, "parallel.tp=2: neither divides the model's 3 key/value heads"),
+        (["parallel.tp=8"], {"heads": 8, "kv_heads": 1, "head_dim": 2}, "parallel.tp=8: does not divide the rows"),
         (["parallel.tp=2"], {"heads": 5}, "parallel.tp=2: does not divide the model's attention heads 5"),
         (["parallel.tp=2"], {"ffn": 385}, "parallel.tp=2: does not divide the model's feed-forward size 385"),
         (["parallel.tp=2"], {"hidden": 129}, "parallel.tp=2: does not divide the model's hidden size 129"),
@@ -123,6 +124,21 @@ def test_the_largest_layout_that_fits_passes() -> None:
     assert problems(sandbox(*overrides), model) == ()
 
 
+def test_experts_are_split_by_their_own_width_and_with_the_sequences() -> None:
+    experts = Experts(count=4, per_token=2, ffn=48)
+    model = replace(shape(), ffn=385, experts=experts)
+    tensor_parallel = ["parallel.tp=2", "parallel.sequence_parallel=true"]
+    assert problems(sandbox(*tensor_parallel), model) == ()
+    (problem,) = problems(sandbox("parallel.tp=2"), model)
+    assert problem.startswith("parallel.tp=2: a model with experts") and "sequence_parallel=true" in problem
+    (problem,) = problems(sandbox(*tensor_parallel), replace(model, experts=replace(experts, ffn=47)))
+    assert problem.startswith("parallel.tp=2: does not divide the model's feed-forward size 47")
+
+
+def test_more_ranks_than_key_value_heads_share_them() -> None:
+    assert problems(sandbox("parallel.tp=4"), replace(shape(), heads=4, kv_heads=2)) == ()
+
+
 def test_every_problem_is_listed() -> None:
     assert len(problems(sandbox("rollout.top_p=0.9", "parallel.pp=3", "train.updates_per_step=7"), shape())) == 3
 
@@ -136,7 +152,7 @@ def test_a_model_shape_is_read_from_its_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM .* Qwen2ForCausalLM or Qwen3ForCausalLM"),
+        ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM .* LlamaForCausalLM or"),
         ({"architectures": None}, "none .* is not supported"),
         ({"num_hidden_layers": "36"}, "num_hidden_layers='36'"),
         ({"hidden_size": 0}, "hidden_size=0"),
@@ -201,7 +217,7 @@ def test_a_model_directory_needs_config_tokenizer_and_weights(tmp_path: Path) ->
     assert "has no config.json" in found()
     write_model(model)
     assert "has no tokenizer" in found()
-    assert "has no *.safetensors weights" in found()
+    assert "has neither *.safetensors nor a Megatron checkpoint" in found()
     (model / "tokenizer.json").touch()
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -212,6 +228,31 @@ def test_a_model_directory_needs_config_tokenizer_and_weights(tmp_path: Path) ->
     for damaged in ("{", "[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}'):
         (model / "model.safetensors.index.json").write_text(damaged)
         assert "model.safetensors.index.json is damaged" in found()
+
+
+def test_a_tied_embedding_that_megatron_would_save_wrongly_is_refused() -> None:
+    """Elements of a rank's embedding: 16 * 520 = 65 * 128, and 16 * 521, which is no multiple of 128."""
+    model = ModelShape(QWEN3, 4, 4, 4, 8, 16, 32, vocab=520, max_positions=4096, tied_embeddings=True)
+    staged = sandbox("parallel.tp=1", "parallel.pp=2", "rollout.tensor_parallel=1")
+    assert problems(staged, model) == ()
+    odd = replace(model, vocab=521)
+    (problem,) = problems(staged, odd)
+    assert (
+        problem.startswith("parallel.pp=2:") and "8336 elements" in problem and "optimizer.distributed=false" in problem
+    )
+    assert problems(sandbox("parallel.tp=1", "parallel.pp=2", "optimizer.distributed=false"), odd) == ()
+    assert problems(sandbox("parallel.tp=2", "parallel.pp=1"), odd) == ()
+    assert problems(staged, replace(odd, tied_embeddings=False)) == ()
+
+
+def test_a_megatron_checkpoint_is_a_model(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    (model / "tokenizer.json").write_text("{}")
+    (model / ".metadata").touch()
+    with pytest.raises(ConfigError, match="neither"):
+        check_inputs(sandbox(f"model.path={model}"))
+    (model / "metadata.json").touch()
+    check_inputs(sandbox(f"model.path={model}"))
 
 
 def test_missing_data_files_are_named(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from megatron_cgrpo.config.optimizer import OptimizerConfig
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.data.microbatch import MicroBatch
 from megatron_cgrpo.weights.families import TE_NAMES
-from megatron_cgrpo.weights.hf_files import HFCheckpoint
+from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import SamplerState
-from megatron_cgrpo.trainer.checkpoints import MANIFEST, POLICY, CheckpointStore, read_manifest
+from megatron_cgrpo.trainer.checkpoints import MANIFEST, POLICY, BaseModel, CheckpointStore, read_manifest
 
 SAMPLER = SamplerState(seed=3, epoch=1, position=5, fingerprint="abc")
-MODEL = "0123456789abcdef"
+FINGERPRINT = "0123456789abcdef"
+Save = Callable[..., Path]
 RECIPE = Recipe(parallel=ParallelConfig(tp=2, dp=3))
 
 
@@ -29,41 +31,54 @@ def store(tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(tmp_path / "checkpoints", keep_last=2)
 
 
-def save(store: CheckpointStore, step: int) -> Path:
-    return store.save(step, RECIPE, MODEL, SAMPLER, write_policy)
+@pytest.fixture
+def model(tmp_path: Path) -> BaseModel:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "tokenizer.json").write_text("tokens")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights stay where they are")
+    return BaseModel(tmp_path / "model", FINGERPRINT)
 
 
-def test_what_was_saved_is_read_back(store: CheckpointStore) -> None:
+@pytest.fixture
+def save(store: CheckpointStore, model: BaseModel) -> Save:
+    def save(step: int, sampler: SamplerState = SAMPLER, write: Callable[[Path], None] = write_policy) -> Path:
+        return store.save(step, RECIPE, model, sampler, write)
+
+    return save
+
+
+def test_what_was_saved_is_read_back(store: CheckpointStore, save: Save) -> None:
     assert store.latest() is None
-    path = save(store, 20)
+    path = save(20)
     assert path.name == "step_000020" and store.latest() == path
     manifest = read_manifest(path)
-    assert (manifest.step, manifest.weight_version, manifest.model, manifest.sampler) == (20, 20, MODEL, SAMPLER)
-    assert manifest.files == {"common.pt": 5, "inner/a.distcp": 10}
+    assert (manifest.step, manifest.weight_version, manifest.model, manifest.sampler) == (20, 20, FINGERPRINT, SAMPLER)
+    assert manifest.files == {"common.pt": 5, "config.json": 2, "inner/a.distcp": 10, "tokenizer.json": 6}
     assert Recipe.model_validate(manifest.recipe) == RECIPE
     assert manifest.packages["megatron-core"]
 
 
-def test_the_layout_is_compared_whole(store: CheckpointStore) -> None:
-    manifest = read_manifest(save(store, 1))
+def test_the_layout_is_compared_whole(save: Save) -> None:
+    manifest = read_manifest(save(1))
     assert manifest.same_layout(RECIPE.parallel)
     for other in ({"tp": 2}, {"tp": 3, "dp": 2}, {"tp": 2, "dp": 3, "sequence_parallel": True}):
         assert not manifest.same_layout(ParallelConfig(**other))
 
 
-def test_the_policy_is_written_out_of_sight(store: CheckpointStore, tmp_path: Path) -> None:
+def test_the_policy_is_written_out_of_sight(store: CheckpointStore, save: Save, tmp_path: Path) -> None:
     def look(directory: Path) -> None:
         assert directory.is_absolute() and not any(directory.iterdir())
         assert store.latest() is None
         assert not list((tmp_path / "checkpoints").glob("step_*"))
         write_policy(directory)
 
-    store.save(1, RECIPE, MODEL, SAMPLER, look)
+    save(1, write=look)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_000001"]
 
 
-def test_a_crash_while_writing_leaves_the_last_good_one(store: CheckpointStore, tmp_path: Path) -> None:
-    good = save(store, 10)
+def test_a_crash_while_writing_leaves_the_last_good_one(store: CheckpointStore, save: Save, tmp_path: Path) -> None:
+    good = save(10)
     before = read_manifest(good)
 
     def crash(directory: Path) -> None:
@@ -72,29 +87,29 @@ def test_a_crash_while_writing_leaves_the_last_good_one(store: CheckpointStore, 
 
     for step in (10, 20):
         with pytest.raises(OSError, match="no space left"):
-            store.save(step, RECIPE, MODEL, SAMPLER, crash)
+            save(step, write=crash)
         assert store.latest() == good
         assert [path.name for path in (tmp_path / "checkpoints").glob("step_*")] == ["step_000010"]
         assert read_manifest(good) == before
-    assert save(store, 20) == store.latest(), "what the crash left behind is in nobody's way"
+    assert save(20) == store.latest(), "what the crash left behind is in nobody's way"
     assert read_manifest(store.latest()).files == before.files
 
 
-def test_a_directory_without_a_manifest_is_no_checkpoint(store: CheckpointStore, tmp_path: Path) -> None:
-    good = save(store, 10)
+def test_a_directory_without_a_manifest_is_no_checkpoint(store: CheckpointStore, save: Save, tmp_path: Path) -> None:
+    good = save(10)
     (tmp_path / "checkpoints" / "step_000030" / POLICY).mkdir(parents=True)
     assert store.latest() == good
 
 
-def test_older_ones_go_only_beyond_keep_last(store: CheckpointStore, tmp_path: Path) -> None:
+def test_older_ones_go_only_beyond_keep_last(save: Save, tmp_path: Path) -> None:
     for step in (5, 10, 999_999):
-        save(store, step)
+        save(step)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_000010", "step_999999"]
 
 
-def test_saving_a_step_again_replaces_it(store: CheckpointStore) -> None:
-    save(store, 10)
-    again = store.save(10, RECIPE, MODEL, SAMPLER | {"position": 6}, write_policy)
+def test_saving_a_step_again_replaces_it(save: Save) -> None:
+    save(10)
+    again = save(10, SAMPLER | {"position": 6})
     assert read_manifest(again).sampler["position"] == 6
 
 
@@ -110,16 +125,16 @@ def test_saving_a_step_again_replaces_it(store: CheckpointStore) -> None:
     ],
     ids=["no manifest", "half a manifest", "no object", "no keys", "no file", "half a file"],
 )
-def test_damage_is_refused_by_the_name_of_the_file(store: CheckpointStore, damage: object, message: str) -> None:
-    path = save(store, 10)
+def test_damage_is_refused_by_the_name_of_the_file(save: Save, damage: object, message: str) -> None:
+    path = save(10)
     damage(path)
     with pytest.raises(ConfigError, match=message) as error:
         read_manifest(path)
     assert "step_000010" in str(error.value)
 
 
-def test_another_format_is_refused(store: CheckpointStore) -> None:
-    path = save(store, 10)
+def test_another_format_is_refused(save: Save) -> None:
+    path = save(10)
     content = json.loads((path / MANIFEST).read_text())
     (path / MANIFEST).write_text(json.dumps(content | {"format": 2}))
     with pytest.raises(ConfigError, match="format 2 is not 1"):

@@ -14,8 +14,8 @@ from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.tasks.misconceptions.tokenizer import vocabulary, write_tokenizer
 from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.same_training import check_same, model_fingerprint
-from megatron_cgrpo.weights.hf_files import write_hf_directory
 from megatron_cgrpo.weights.hf_shapes import hf_shapes
+from megatron_cgrpo.weights.hf_writer import write_hf_directory
 from megatron_cgrpo.weights.random_init import RandomWeights
 
 TASK = {"kind": "misconceptions", "train_problems": 20, "test_problems": 4}
@@ -26,7 +26,8 @@ def write_model(directory: Path, vocab: int) -> Path:
     shape = ModelShape(QWEN3, 1, 2, 2, 32, 64, 64, vocab, 256, tied_embeddings=True)
     weights = RandomWeights(shape, 0)
     tensors = ((name, weights.read(name)) for name in hf_shapes(shape))
-    write_hf_directory(directory / "model", tensors, hf_config(shape, 1, 0), directory / "tokenizer")
+    config = hf_config(shape, 1, 0)
+    write_hf_directory(directory / "model", tensors, hf_shapes(shape), torch.float32, config, directory / "tokenizer")
     return directory / "model"
 
 

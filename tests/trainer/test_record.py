@@ -35,7 +35,10 @@ def write_policy(directory: Path) -> None:
 @pytest.fixture
 def interrupted(tmp_path: Path) -> Path:
     """Three steps and a checkpoint of the second; the fourth line was cut short."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     with open_record(recipe(tmp_path / "run"), resume=False) as record:
+        record.starts_from(tmp_path / "model")
         assert not record.has_base_evaluation
         record.base_evaluation({"pass_at_1": 0.25})
         assert record.has_base_evaluation

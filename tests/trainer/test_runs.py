@@ -16,12 +16,13 @@ from random import Random
 import psutil
 import pytest
 import tokenizers
+import torch
 import transformers
 
 from megatron_cgrpo.config.model_shape import QWEN2, ModelShape, hf_config
 from megatron_cgrpo.observe.metrics import read_metrics
-from megatron_cgrpo.weights.hf_files import write_hf_directory
 from megatron_cgrpo.weights.hf_shapes import hf_shapes
+from megatron_cgrpo.weights.hf_writer import write_hf_directory
 from megatron_cgrpo.weights.random_init import RandomWeights
 
 ROOT = Path(__file__).parents[2]
@@ -231,7 +232,8 @@ def own_problems(folder: Path) -> list[str]:
     shape = ModelShape(QWEN2, 2, 2, 2, 32, 64, 96, vocab=128, max_positions=512)
     weights = RandomWeights(shape, seed=3)
     tensors = ((name, weights.read(name)) for name in hf_shapes(shape))
-    write_hf_directory(folder / "qwen2", tensors, hf_config(shape, 1, 0), folder / "tokenizer")
+    config = hf_config(shape, 1, 0)
+    write_hf_directory(folder / "qwen2", tensors, hf_shapes(shape), torch.float32, config, folder / "tokenizer")
     for split in ("train", "test"):
         rows = [{"question": f"{i}+{i}", "answer": str(2 * i % 10)} for i in range(8)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

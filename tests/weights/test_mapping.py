@@ -6,37 +6,144 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.model_shape import QWEN2, QWEN3, ModelShape
+from megatron_cgrpo.config.model_shape import (
+    LLAMA,
+    MISTRAL,
+    MIXTRAL,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+    Experts,
+    ModelShape,
+)
 from megatron_cgrpo.weights.families import model_weights
 from megatron_cgrpo.weights.hf_shapes import hf_shapes
 from megatron_cgrpo.weights.mapping import check_complete, hf_names, hf_tensors, local_shard
+from megatron_cgrpo.weights.ops import InterleaveQKV, Same, Stack
 from megatron_cgrpo.weights.random_init import RandomWeights
+from megatron_cgrpo.weights.shards import GATED_COLUMN, ROW
 
 SHAPE = ModelShape(
     architecture=QWEN3, layers=3, heads=8, kv_heads=4, head_dim=6, hidden=16, ffn=24, vocab=37, max_positions=64
 )
 
 
-@pytest.mark.parametrize("architecture", [QWEN2, QWEN3])
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("tp", [1, 2, 4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_round_trip_is_bit_exact_and_accounts_for_every_key(
-    architecture: str, tied: bool, tp: int, dtype: torch.dtype
-) -> None:
-    shape = replace(SHAPE, architecture=architecture, tied_embeddings=tied)
+def of(architecture: str) -> ModelShape:
+    experts = Experts(count=2, per_token=1, ffn=12) if architecture in (MIXTRAL, QWEN3_MOE) else None
+    return replace(SHAPE, architecture=architecture, experts=experts)
+
+
+ARCHITECTURES = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE)
+
+
+@st.composite
+def shapes(draw: st.DrawFn, tp: int) -> ModelShape:
+    """Odd sizes, as far as ``tp`` ranks can divide them; a vocabulary that they need not divide."""
+
+    def size(largest: int) -> st.SearchStrategy[int]:
+        return st.integers(1, largest)
+
+    architecture, kv_heads = draw(st.sampled_from(ARCHITECTURES)), draw(size(3)) * tp
+    ffn = draw(size(5)) * tp
+    experts = None
+    if architecture in (MIXTRAL, QWEN3_MOE):
+        experts = Experts(count=draw(size(3)), per_token=1, ffn=ffn)
+    return ModelShape(
+        architecture=architecture,
+        layers=draw(size(3)),
+        heads=kv_heads * draw(size(3)),
+        kv_heads=kv_heads,
+        head_dim=draw(size(7)),
+        hidden=draw(size(9)),
+        ffn=draw(size(50)) if experts else ffn,
+        vocab=draw(size(41)),
+        max_positions=64,
+        tied_embeddings=draw(st.booleans()),
+        experts=experts,
+    )
+
+
+@given(st.data(), st.sampled_from([1, 2, 4]), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+def test_round_trip_is_bit_exact_and_accounts_for_every_key(data: st.DataObject, tp: int, dtype: torch.dtype) -> None:
+    shape = data.draw(shapes(tp))
     source = {name: torch.randn(size).to(dtype) for name, size in hf_shapes(shape).items()}
     back: dict[str, torch.Tensor] = {}
     for weight in model_weights(shape):
         shards = [local_shard(weight, source.__getitem__, shape, rank, tp) for rank in range(tp)]
         assert len({shard.shape for shard in shards}) == 1
+        whole = weight.op.to_megatron([source[name] for name in weight.hf], shape)
+        assert weight.size(shape) == whole.shape
         back.update(hf_tensors(weight, shards, shape))
     assert list(back) == list(source)
     assert all(torch.equal(back[name], source[name]) for name in source)
-    assert ("lm_head.weight" in source) is not tied
-    assert any(name.endswith("q_proj.bias") for name in source) is (architecture == QWEN2)
+    assert ("lm_head.weight" in source) is not shape.tied_embeddings
+
+
+DENSE = ("mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight")
+QK_NORM = ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
+HUB = {
+    LLAMA: DENSE,
+    MISTRAL: DENSE,
+    MIXTRAL: ("block_sparse_moe.gate.weight", "block_sparse_moe.experts.1.w2.weight"),
+    QWEN2: (*DENSE, "self_attn.k_proj.bias"),
+    QWEN3: (*DENSE, *QK_NORM),
+    QWEN3_MOE: (*QK_NORM, "mlp.gate.weight", "mlp.experts.1.up_proj.weight"),
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_family_has_the_hubs_names(architecture: str) -> None:
+    """What the files of released models hold; the families differ in these names only."""
+    names = hf_names(of(architecture))
+    found = {hub for hubs in HUB.values() for hub in hubs if f"model.layers.2.{hub}" in names}
+    assert found == {*HUB[architecture]}
+
+
+def test_every_weight_knows_its_layer_and_expert() -> None:
+    for weight in model_weights(of(QWEN3_MOE)):
+        parts = weight.megatron.split(".")
+        assert weight.layer == (int(parts[2]) if parts[1] == "layers" else None)
+        assert weight.expert == (int(parts[6]) if "local_experts" in parts else None)
+        assert all(f"layers.{weight.layer}." in name for name in weight.hf if weight.layer is not None)
+        assert all(f"experts.{weight.expert}." in name for name in weight.hf if weight.expert is not None)
+    experts = [weight.expert for weight in model_weights(of(QWEN3_MOE)) if weight.layer == 1]
+    assert [expert for expert in experts if expert is not None] == [0, 0, 1, 1]
+
+
+def test_mixtrals_first_and_third_matrix_are_gate_and_up() -> None:
+    prefix = "model.layers.0.block_sparse_moe.experts.1."
+    [fc1] = [w for w in model_weights(of(MIXTRAL)) if w.layer == 0 and w.expert == 1 and "linear_fc1" in w.megatron]
+    assert fc1.megatron == "decoder.layers.0.mlp.experts.local_experts.1.linear_fc1.weight"
+    assert fc1.hf == (f"{prefix}w1.weight", f"{prefix}w3.weight")
+
+
+def test_pieces_are_the_tensors_themselves_where_rows_keep_their_places() -> None:
+    """The converter writes them one after the other: nothing may be copied."""
+    gate, up = torch.zeros(24, 16), torch.ones(24, 16)
+    pieces = Stack().rows_to_megatron([[gate], [up]], SHAPE)
+    assert all(found is given for found, given in zip(pieces, [gate, up], strict=True))
+    assert Same().to_megatron([gate], SHAPE) is gate
+    whole = Stack().to_megatron([gate, up], SHAPE)
+    assert [t.data_ptr() for t in Stack().to_hf(whole, SHAPE)] == [whole.data_ptr(), whole[24:].data_ptr()]
+    one_group = replace(SHAPE, kv_heads=1, heads=2)
+    qkv = torch.randn(4 * 6, 16)
+    assert [t.data_ptr() for t in InterleaveQKV().to_hf(qkv, one_group)] == [
+        qkv.data_ptr(),
+        qkv[12:].data_ptr(),
+        qkv[18:].data_ptr(),
+    ]
+
+
+def test_a_rank_holds_one_range_of_each_block() -> None:
+    assert ROW.ranges(12, rank=1, size=3) == [(4, 8)]
+    assert GATED_COLUMN.ranges(24, rank=1, size=3) == [(4, 8), (16, 20)]
+    assert GATED_COLUMN.ranges(24, rank=0, size=1) == [(0, 12), (12, 24)]
+    with pytest.raises(ValueError, match="15 cannot be split 5 ways along dimension 0 in 2 blocks"):
+        GATED_COLUMN.ranges(15, rank=0, size=5)
 
 
 def test_qkv_is_interleaved_by_group() -> None:

@@ -1,0 +1,30 @@
+"""What goes with the weights: config.json with the data type that they now have, tokenizer, generation settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from megatron_cgrpo.observe.atomic import write_json
+from megatron_cgrpo.weights.hf_writer import copy_carried_files
+from megatron_cgrpo.weights.tensor_spec import dtype_name
+
+_CONFIG = "config.json"
+_OLD_KEY, _NEW_KEY = "torch_dtype", "dtype"
+
+
+def carry_files(source: Path, target: Path, dtypes: dict[str, torch.dtype]) -> None:
+    config = json.loads((source / _CONFIG).read_text(encoding="utf-8"))
+    config.pop("quantization_config", None)  # what was quantised has been dequantised
+    key = _OLD_KEY if _OLD_KEY in config else _NEW_KEY
+    config[key] = dtype_name(_main_dtype(dtypes))
+    write_json(target / _CONFIG, config)
+    copy_carried_files(source, target)
+
+
+def _main_dtype(dtypes: dict[str, torch.dtype]) -> torch.dtype:
+    """That of most tensors: the one in which transformers and vLLM build the model."""
+    found = list(dtypes.values())
+    return max(sorted(set(found), key=str), key=found.count)

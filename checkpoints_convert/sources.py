@@ -1,0 +1,75 @@
+"""Where weights come from. Their common form is that of Hugging Face: tensors in the order of ``Weight.hf``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.shape import ModelShape
+from megatron_cgrpo.weights.hf_reader import HFCheckpoint
+from megatron_cgrpo.weights.hf_shapes import hf_shapes
+from megatron_cgrpo.weights.mapping import check_complete
+from megatron_cgrpo.weights.rows import Rows
+from megatron_cgrpo.weights.weight import Weight
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+class Source(Protocol):
+    """Thread-safe. ``read`` may give views of mapped files, and pieces of tensors, so that little is held in memory.
+
+    ``dtypes`` are those of what it gives, ``stored_dtypes`` those on disk.
+    """
+
+    def read(self, weight: Weight) -> list[Rows]: ...
+
+    def dtypes(self, weight: Weight) -> list[torch.dtype]: ...
+
+    def stored_dtypes(self, weight: Weight) -> list[torch.dtype]: ...
+
+
+class HFTensors:
+    """Weights from the files of a Hugging Face checkpoint."""
+
+    def __init__(self, checkpoint: HFCheckpoint) -> None:
+        self.checkpoint = checkpoint
+
+    def read(self, weight: Weight) -> list[Rows]:
+        return [[self.checkpoint.read(name)] for name in weight.hf]
+
+    def dtypes(self, weight: Weight) -> list[torch.dtype]:
+        return [self.checkpoint.dtype(name) for name in weight.hf]
+
+    def stored_dtypes(self, weight: Weight) -> list[torch.dtype]:
+        return [self.checkpoint.stored_dtype(name) for name in weight.hf]
+
+
+class HFSource(HFTensors):
+    """A complete checkpoint of ``shape``; raises ConfigError naming what is missing, extra or misshapen."""
+
+    def __init__(self, directory: Path, shape: ModelShape) -> None:
+        super().__init__(HFCheckpoint(directory))
+        check_complete(self.checkpoint.names(), shape, str(directory))
+        self._check_shapes(shape)
+        self._check_tied_head(shape)
+
+    def _check_shapes(self, shape: ModelShape) -> None:
+        for name, size in hf_shapes(shape).items():
+            if (found := self.checkpoint.shape(name)) != size:
+                raise ConfigError(
+                    f"{self.checkpoint.model_dir}: {name} has shape {list(found)}, but config.json says {list(size)}: "
+                    "use the config.json that belongs to the weights"
+                )
+
+    def _check_tied_head(self, shape: ModelShape) -> None:
+        """A copy of a tied head is left out, so it has to be one."""
+        if not shape.tied_embeddings or _HEAD not in self.checkpoint.names():
+            return
+        if not torch.equal(self.checkpoint.read(_HEAD), self.checkpoint.read(_EMBEDDING)):
+            raise ConfigError(
+                f"{self.checkpoint.model_dir}: tie_word_embeddings=true, but {_HEAD} differs from {_EMBEDDING}: set "
+                "tie_word_embeddings=false in config.json to keep both, or remove the tensor"
+            )

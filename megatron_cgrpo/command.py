@@ -1,0 +1,42 @@
+"""What every command of the program does alike: errors in sentences, exit codes, progress lines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from megatron_cgrpo.config.errors import ConfigError, RunError
+
+BAD_CONFIG = 2
+RUN_FAILED = 1
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """What was refused (exit code 2), or what ended the run (1), in sentences and without a traceback."""
+    try:
+        yield
+    except ConfigError as error:
+        _complain(error.problems)
+        raise typer.Exit(BAD_CONFIG) from error
+    except (RunError, FloatingPointError) as error:
+        _complain([str(error)])
+        raise typer.Exit(RUN_FAILED) from error
+
+
+def log_progress() -> None:
+    """Our own progress lines; libraries only from warnings on."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for package in ("megatron_cgrpo", "checkpoints_convert"):
+        logging.getLogger(package).setLevel(logging.INFO)
+
+
+def _complain(sentences: Sequence[str]) -> None:
+    console = Console(stderr=True, soft_wrap=True)
+    for sentence in sentences:
+        console.print(f"[bold red]error[/] {escape(sentence)}", highlight=False)

@@ -1,0 +1,26 @@
+"""Which tensor-parallel sizes Megatron can run a model with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_cgrpo.config.shape import ModelShape
+
+
+def tensor_parallel_problems(model: ModelShape, field: str, tp: int) -> Iterator[str]:
+    """With fewer key/value heads than ranks Megatron gathers all queries, keys and values, and each rank takes its own.
+
+    It then splits the rows of their common projection alike, whatever they hold.
+    """
+    if max(model.kv_heads, tp) % min(model.kv_heads, tp):
+        yield (
+            f"{field}={tp}: neither divides the model's {model.kv_heads} key/value heads nor is a multiple of them: "
+            "choose either"
+        )
+    elif (model.heads + 2 * model.kv_heads) * model.head_dim % tp:
+        yield f"{field}={tp}: does not divide the rows of the model's query/key/value projection: choose a divisor"
+    ffn = model.experts.ffn if model.experts else model.ffn
+    sizes = {"attention heads": model.heads, "hidden size": model.hidden, "feed-forward size": ffn}
+    for name, size in sizes.items():
+        if size % tp:
+            yield f"{field}={tp}: does not divide the model's {name} {size}: choose a divisor"

@@ -1,0 +1,86 @@
+"""Megatron's logits against transformers', each in processes of its own, from the files on disk."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from pairs import KEEP, UNTIED, change_tensors, check_of, failed, save_hf
+from torch import Tensor
+
+from checkpoints_convert import logits as logits_module
+from checkpoints_convert.hf_to_megatron import hf_to_megatron
+from checkpoints_convert.logits import LogitsOptions
+from checkpoints_convert.options import Options
+from checkpoints_convert.verify import verify
+from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.weights.layout import CheckpointLayout
+from megatron_cgrpo.weights.ops import InterleaveQKV
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("moe", LogitsOptions(tp=2)), ("tied", LogitsOptions(("w7 w9 w11", "w3"), pp=2))],
+)
+def test_logits_agree_in_any_layout(originals: Path, name: str, options: LogitsOptions) -> None:
+    found = check_of(verify(originals / name, originals / f"{name}_megatron", logits=options), "logits")
+    assert found.status == "passed"
+    assert found.measures["max_relative"] < 1e-5
+    assert found.measures["argmax_agreement"] == 1
+    assert ("4 tokens in 2 sequences" in found.detail) == bool(options.prompts)
+
+
+def test_logits_of_a_rounded_checkpoint_agree_with_the_rounded_model(tmp_path: Path) -> None:
+    hf = save_hf(tmp_path / "hf", UNTIED, torch.float32)
+    hf_to_megatron(hf, tmp_path / "megatron", CheckpointLayout(), Options.parse("bf16", 1))
+    found = check_of(verify(hf, tmp_path / "megatron", logits=LogitsOptions()), "logits")
+    assert found.status == "passed", found
+    assert "float32 from bfloat16" in found.detail
+
+
+def test_logits_tell_queries_keys_and_values_that_are_not_interleaved(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """[q; k; v] in place of Megatron's order: what a converter gets wrong whose shapes are all right."""
+    wrong = tmp_path / "wrong"
+    shutil.copytree(pair[0], wrong)
+
+    def concatenate(tensors: dict[str, Tensor]) -> None:
+        for layer in range(UNTIED.layers):
+            names = [f"model.layers.{layer}.self_attn.{x}_proj.weight" for x in "qkv"]
+            stacked = torch.cat([tensors[name] for name in names])
+            parts = InterleaveQKV().to_hf(stacked, UNTIED)
+            tensors.update({name: part.contiguous() for name, part in zip(names, parts, strict=True)})
+
+    change_tensors(wrong, concatenate)
+    hf_to_megatron(wrong, tmp_path / "bad", CheckpointLayout(), KEEP)
+    report = verify(pair[0], tmp_path / "bad", logits=LogitsOptions(("w5 w17 w3 w50 w12",)))
+    assert failed(report) == {"contents", "logits"}
+    assert check_of(report, "logits").measures["max_relative"] > 1e-2
+
+
+def test_a_checkpoint_that_megatron_cannot_load_fails_the_logits(pair: tuple[Path, Path]) -> None:
+    (pair[1] / "__1_1.distcp").unlink()
+    found = check_of(verify(*pair, logits=LogitsOptions(("w5",))), "logits")
+    assert found.status == "failed"
+    assert "Megatron: " in found.detail
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (LogitsOptions(tp=3), "tp=3"),
+        (LogitsOptions(pp=3), "pp=3"),
+        (LogitsOptions(("w1 " * 70,)), "has 70 tokens"),
+        (LogitsOptions(("",)), "has 0 tokens"),
+    ],
+)
+def test_logits_that_cannot_be_compared_are_refused_first(originals: Path, options: LogitsOptions, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        verify(originals / "tied", originals / "tied_megatron", logits=options)
+
+
+def test_logits_need_memory_for_the_model(originals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logits_module, "available_memory", lambda: 10**9)
+    with pytest.raises(ConfigError, match=r"needs 2\.0 GB of memory.*2 processes.*1\.0 GB are available"):
+        verify(originals / "tied", originals / "tied_megatron", logits=LogitsOptions(tp=2))
