@@ -30,6 +30,7 @@ rounding to bfloat16 by 1e-2."""
 
 _LENGTHS = (16, 64, 256)  # tokens; rotary scaling shows in the longer ones
 _PROCESS_BYTES = 1_000_000_000  # interpreter, torch, Megatron or transformers
+_SHOWN = 40  # characters of a prompt in a message
 _BLOCK = 64  # positions whose distributions exist in float64 at a time
 
 
@@ -85,9 +86,9 @@ def check_logits(
     """
     with tempfile.TemporaryDirectory() as folder:
         expected, found = Path(folder) / "transformers.pt", Path(folder) / "megatron.pt"
-        _spawn("transformers", 1, _transformers, hf, sequences, rounding, expected)
         world = options.parallel.world_size
         _spawn("Megatron", world, _megatron, _free_port(), options, megatron, shape, sequences, rounding, found)
+        _spawn("transformers", 1, _transformers, hf, sequences, rounding, expected)
         pairs = list(zip(_load(expected), _load(found), strict=True))
     measures = _measure(pairs)
     detail = (
@@ -146,7 +147,7 @@ def _tokenize(hf: Path, shape: ModelShape, prompts: tuple[str, ...]) -> list[lis
     for prompt, tokens in zip(prompts, sequences, strict=True):
         if not 1 <= len(tokens) <= shape.max_positions or max(tokens) >= shape.vocab:
             raise ConfigError(
-                f"--prompt {prompt!r}: has {len(tokens)} tokens with ids up to {max(tokens, default=-1)}, where the "
+                f"--prompt {prompt[:_SHOWN]!r}: has {len(tokens)} tokens with ids up to {max(tokens, default=-1)}, where the "
                 f"model takes 1 to {shape.max_positions} with ids below {shape.vocab}: choose another"
             )
     return sequences

@@ -11,6 +11,8 @@ from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.weights.families import Weight, model_weights
 
+_ROTARY_BUFFER = ".rotary_emb.inv_freq"
+
 ReadTensor = Callable[[str], Tensor]
 
 
@@ -42,8 +44,12 @@ def hf_names(shape: ModelShape) -> set[str]:
 
 
 def check_complete(names: Iterable[str], shape: ModelShape, source: str) -> None:
-    """Raises ConfigError naming missing and unexpected tensors. A redundant copy of a tied head is accepted."""
-    expected, found = hf_names(shape), set(names)
+    """Raises ConfigError naming missing and unexpected tensors.
+
+    Accepted are a redundant copy of a tied head, and the rotary frequencies that old Llama files hold.
+    """
+    expected = hf_names(shape)
+    found = {name for name in names if not name.endswith(_ROTARY_BUFFER)}
     tolerated = {"lm_head.weight"} if shape.tied_embeddings else set()
     missing, unexpected = sorted(expected - found), sorted(found - expected - tolerated)
     if missing or unexpected:

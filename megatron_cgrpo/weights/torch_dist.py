@@ -15,7 +15,7 @@ import pickle
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -236,6 +236,8 @@ class _MetadataUnpickler(pickle.Unpickler):
             return found
         if (module, name) == ("torch.distributed.checkpoint.filesystem", "_StorageInfo"):
             return _StorageInfo
+        if module.startswith("pathlib") and name in ("PosixPath", "PurePosixPath"):
+            return PurePosixPath
         if (module, name) == ("torch.serialization", "_get_layout"):
             return torch.serialization._get_layout
         if module == "torch" and (name == "Size" or isinstance(vars(torch).get(name), torch.dtype)):
@@ -244,7 +246,10 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 class _File(io.FileIO):
-    """``torch.save`` turns every failure into a RuntimeError: this one remembers what it was, and writes all or raises."""
+    """``torch.save`` turns every failure into a RuntimeError: this file remembers what it was.
+
+    It writes everything or raises, whatever part of it the disk takes at once.
+    """
 
     error: OSError | None = None
 

@@ -123,7 +123,7 @@ def _layouts(draw: st.DrawFn) -> CheckpointLayout:
 def test_odd_shapes_are_refused_or_exact(
     shape: ModelShape, layout: CheckpointLayout, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Including a vocabulary that TP does not divide, fewer key/value heads than ranks, one layer, one expert a rank."""
+    """Including a vocabulary that TP does not divide, fewer key/value heads than ranks, one layer, an expert a rank."""
     folder = tmp_path_factory.mktemp("odd")
     hf = write_model(folder / "hf", shape)
     try:
