@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from checkpoints_convert.coverage import MODEL_PREFIXES
 from checkpoints_convert.inspect_report import Contents, DtypeCount, Kind
 from checkpoints_convert.locate import megatron_directory
 from checkpoints_convert.manifest import MANIFEST
@@ -24,6 +23,7 @@ from megatron_cgrpo.config.model_files import (
     is_megatron,
     read_json_object,
 )
+from megatron_cgrpo.weights.coverage import MODEL_PREFIXES
 from megatron_cgrpo.weights.families import EMBEDDING, OUTPUT
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.tensor_spec import TensorSpec, dtype_name

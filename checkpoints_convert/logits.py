@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import tempfile
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from checkpoints_convert.available_memory import available_memory
 from checkpoints_convert.verify_report import Check
@@ -77,28 +78,33 @@ def check_logits(
     megatron: Path,
     shape: ModelShape,
     sequences: list[list[int]],
-    options: LogitsOptions,
+    parallel: ParallelConfig,
     rounding: torch.dtype | None = None,
 ) -> Check:
-    """``rounding``: both models' parameters get the precision of this type first, where one side is a cast.
+    """``shape`` is that of the Megatron model, which runs in ``parallel``.
 
-    Raises RunError where one of the processes fails.
+    ``rounding``: both models' parameters get the precision of this type first, where one side is a cast. Raises
+    RunError where one of the processes fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         expected, found = Path(folder) / "transformers.pt", Path(folder) / "megatron.pt"
-        world = options.parallel.world_size
-        _spawn("Megatron", world, _megatron, _free_port(), options, megatron, shape, sequences, rounding, found)
+        world = parallel.world_size
+        _spawn("Megatron", world, _megatron, _free_port(), parallel, megatron, shape, sequences, rounding, found)
         _spawn("transformers", 1, _transformers, hf, sequences, rounding, expected)
         pairs = list(zip(_load(expected), _load(found), strict=True))
+    for theirs, ours in pairs:
+        if theirs.shape != ours.shape:
+            raise RunError(f"logits of shape {list(ours.shape)} in Megatron, {list(theirs.shape)} in transformers")
     measures = _measure(pairs)
     detail = (
-        f"{sum(map(len, sequences))} tokens in {len(sequences)} sequences, tp={options.tp}, pp={options.pp}, float32"
+        f"{sum(map(len, sequences))} tokens in {len(sequences)} sequences, tp={parallel.tp}, pp={parallel.pp}, float32"
         f"{f' from {dtype_name(rounding)}' if rounding else ''}: largest difference {measures['max_abs']:.2g}, "
         f"{measures['max_relative']:.2g} of the largest logit (at most {TOLERANCE:g}); the likeliest token agrees at "
         f"{measures['argmax_agreement']:.2%}; mean KL {measures['mean_kl']:.2g} nats"
     )
-    agree = measures["max_relative"] <= TOLERANCE  # false for NaN
-    return Check("logits", "passed" if agree else "failed", detail, measures=measures | {"tolerance": TOLERANCE})
+    agree = measures["max_relative"] <= TOLERANCE  # false for NaN, which JSON does not know either
+    finite = {name: value for name, value in measures.items() if math.isfinite(value)}
+    return Check("logits", "passed" if agree else "failed", detail, measures=finite | {"tolerance": TOLERANCE})
 
 
 def _measure(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -113,7 +119,7 @@ def _measure(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
             divergence += float((p.exp() * (p - q)).sum())
     return {
         "max_abs": float(differences.max()),
-        "max_relative": float(differences.max()) / largest,
+        "max_relative": float(differences.max()) / max(largest, torch.finfo(torch.float32).tiny),
         "argmax_agreement": agreeing / tokens,
         "mean_kl": divergence / tokens,
     }
@@ -147,8 +153,8 @@ def _tokenize(hf: Path, shape: ModelShape, prompts: tuple[str, ...]) -> list[lis
     for prompt, tokens in zip(prompts, sequences, strict=True):
         if not 1 <= len(tokens) <= shape.max_positions or max(tokens) >= shape.vocab:
             raise ConfigError(
-                f"--prompt {prompt[:_SHOWN]!r}: has {len(tokens)} tokens with ids up to {max(tokens, default=-1)}, where the "
-                f"model takes 1 to {shape.max_positions} with ids below {shape.vocab}: choose another"
+                f"--prompt {prompt[:_SHOWN]!r}: has {len(tokens)} tokens with ids up to {max(tokens, default=-1)}, and "
+                f"the model takes 1 to {shape.max_positions} with ids below {shape.vocab}: choose another"
             )
     return sequences
 
@@ -156,10 +162,10 @@ def _tokenize(hf: Path, shape: ModelShape, prompts: tuple[str, ...]) -> list[lis
 def _spawn(what: str, world: int, function: Any, *args: Any) -> None:
     """Processes of their own leave no memory behind. Raises RunError with the reason where one fails."""
     try:
-        multiprocessing.spawn(_call, (function, world, args), nprocs=world)
-    except multiprocessing.ProcessRaisedException as error:
+        spawn(_call, (function, world, args), nprocs=world)
+    except ProcessRaisedException as error:
         raise RunError(f"{what}: {str(error).strip().splitlines()[-1]}") from error
-    except multiprocessing.ProcessExitedException as error:
+    except ProcessExitedException as error:
         raise RunError(f"{what}: {error}: if it was killed, memory ran out") from error
 
 
@@ -186,7 +192,7 @@ def _transformers(rank: int, hf: Path, sequences: list[list[int]], rounding: tor
 def _megatron(
     rank: int,
     port: int,
-    options: LogitsOptions,
+    parallel: ParallelConfig,
     directory: Path,
     shape: ModelShape,
     sequences: list[list[int]],
@@ -194,14 +200,14 @@ def _megatron(
     target: Path,
 ) -> None:
     """On the GPUs where there is one for each process."""
-    if torch.cuda.device_count() < options.parallel.world_size:
+    if torch.cuda.device_count() < parallel.world_size:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from megatron_cgrpo.actor.logits import checkpoint_logits
     from megatron_cgrpo.actor.parallel import Endpoint
 
     endpoint = Endpoint("127.0.0.1", port)
-    found = checkpoint_logits(rank, endpoint, options.parallel, directory, shape, sequences, rounding)
-    if rank == (options.pp - 1) * options.tp:
+    found = checkpoint_logits(rank, endpoint, parallel, directory, shape, sequences, rounding)
+    if found:
         torch.save(found, target)
 
 

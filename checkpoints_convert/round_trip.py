@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from checkpoints_convert.coverage import find
 from checkpoints_convert.digest import TensorRecord, describe
 from checkpoints_convert.manifest import Manifest
 from checkpoints_convert.memory import keep_freed_memory
@@ -18,6 +17,7 @@ from checkpoints_convert.progress import Progress
 from checkpoints_convert.units import Unit, units
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.shape import ModelShape
+from megatron_cgrpo.weights.checkpoint_keys import find
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.hf_shapes import hf_shapes
 from megatron_cgrpo.weights.megatron_weights import MegatronChunks
@@ -128,13 +128,17 @@ def _compare_weight(weight: Weight, hf: HFSide | None, megatron: MegatronSide | 
         except ConfigError as error:
             damage = str(error)
     for index, name in enumerate(weight.hf):
-        theirs = hf.read(name) if hf is not None else None
+        theirs, reason = None, damage
+        try:
+            theirs = hf.read(name) if hf is not None else None
+        except (ConfigError, OSError, ValueError) as error:
+            reason = str(error)
         if theirs is not None and ours is not None:
             yield _compare(name, theirs, ours[index], files)
             continue
         known = None if theirs is None else describe([theirs])
         own = None if ours is None else describe(ours[index])
-        yield Comparison(name, known, known, own, damage and f"{name}: {damage}", files)
+        yield Comparison(name, known, known, own, reason and f"{name}: {reason}", files)
 
 
 def _compare(name: str, hf: Tensor, megatron: Rows, files: str) -> Comparison:

@@ -9,9 +9,8 @@ import torch
 
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.shape import ModelShape
+from megatron_cgrpo.weights.coverage import hf_coverage
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
-from megatron_cgrpo.weights.hf_shapes import hf_shapes
-from megatron_cgrpo.weights.mapping import check_complete
 from megatron_cgrpo.weights.rows import Rows
 from megatron_cgrpo.weights.weight import Weight
 
@@ -52,17 +51,8 @@ class HFSource(HFTensors):
 
     def __init__(self, directory: Path, shape: ModelShape) -> None:
         super().__init__(HFCheckpoint(directory))
-        check_complete(self.checkpoint.names(), shape, str(directory))
-        self._check_shapes(shape)
+        hf_coverage(self.checkpoint, shape).require(directory, shape)
         self._check_tied_head(shape)
-
-    def _check_shapes(self, shape: ModelShape) -> None:
-        for name, size in hf_shapes(shape).items():
-            if (found := self.checkpoint.shape(name)) != size:
-                raise ConfigError(
-                    f"{self.checkpoint.model_dir}: {name} has shape {list(found)}, but config.json says {list(size)}: "
-                    "use the config.json that belongs to the weights"
-                )
 
     def _check_tied_head(self, shape: ModelShape) -> None:
         """A copy of a tied head is left out, so it has to be one."""

@@ -7,24 +7,19 @@ from pathlib import Path
 
 import torch
 
-from checkpoints_convert.coverage import (
-    Coverage,
-    chunk_problems,
-    file_problems,
-    find,
-    hf_coverage,
-    megatron_coverage,
-)
 from checkpoints_convert.digest import TensorRecord, describe
 from checkpoints_convert.locate import config_directory, megatron_directory
 from checkpoints_convert.logits import LogitsOptions, check_logits, prepare_logits
 from checkpoints_convert.manifest import MANIFEST, read_manifest
 from checkpoints_convert.round_trip import Comparison, HFSide, MegatronSide, compare, recorded_problems
+from checkpoints_convert.verify_chunks import chunk_problems, file_problems
 from checkpoints_convert.verify_files import CONFIG, check_config, check_tokenizers
 from checkpoints_convert.verify_report import Check, Report, attempt, judge
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.hf_config import read_model_shape
 from megatron_cgrpo.config.shape import ModelShape
+from megatron_cgrpo.weights.checkpoint_keys import find
+from megatron_cgrpo.weights.coverage import Coverage, hf_coverage, megatron_coverage
 from megatron_cgrpo.weights.families import model_weights
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.rows import take_rows
@@ -56,11 +51,11 @@ def verify(
         *pair.content_checks(threads),
     ]
     if logits is not None:
-        given = logits
+        parallel = logits.parallel
 
         def compare_logits() -> Check:
-            own_shape = read_model_shape(config_dir) if config_dir else shape
-            return check_logits(hf, weights_dir, own_shape, sequences, given, pair.rounding())
+            own_shape = read_model_shape(config_dir or hf)  # the trainer goes by Megatron's own
+            return check_logits(hf, weights_dir, own_shape, sequences, parallel, pair.rounding())
 
         checks.append(attempt("logits", compare_logits))
     return Report(hf, megatron, checks)
@@ -93,7 +88,7 @@ class _Pair:
         except (ConfigError, OSError) as error:
             self._damage["Megatron"] = str(error)
         self._hf_coverage = hf_coverage(self._hf, shape) if self._hf else Coverage()
-        self._megatron_coverage = megatron_coverage(self._megatron, shape) if self._megatron else Coverage()
+        self._megatron_coverage = megatron_coverage(self._megatron.tensors, shape) if self._megatron else Coverage()
 
     def metadata_checks(self) -> list[Check]:
         return [
@@ -116,13 +111,11 @@ class _Pair:
         ]
 
     def rounding(self) -> torch.dtype | None:
-        """The less precise of the two sides' data types, where each side has but one and they differ."""
+        """The less precise of the two sides' data types, if one side is a cast and it is the same for all tensors."""
         pairs = self._dtype_pairs()
-        sides = [set(side) for side in zip(*pairs, strict=True)]
-        if len(sides) != 2 or sides[0] == sides[1] or max(map(len, sides)) > 1:
-            return None
-        [theirs], [ours] = sides
-        return min(ours, theirs, key=lambda dtype: dtype.itemsize)
+        narrower = {min(pair, key=lambda dtype: dtype.itemsize) for pair in pairs}
+        casts = any(theirs != ours for theirs, ours in pairs)
+        return narrower.pop() if casts and len(narrower) == 1 else None
 
     def _names(self, side: str, coverage: Coverage) -> Check:
         name = f"{side} tensors"

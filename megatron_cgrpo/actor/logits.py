@@ -46,7 +46,8 @@ def checkpoint_logits(
             for parameter in chunk.parameters():
                 parameter.copy_(parameter.to(rounding))
         chunk.eval()
-        return [_whole(shard, state)[0, :, : shape.vocab].cpu() for shard in _forward(chunk, sequences, state)]
+        whole = [_whole(shard, state)[0, :, : shape.vocab].cpu() for shard in _forward(chunk, sequences, state)]
+        return whole if state.reports else []
     finally:
         state.stop()
 

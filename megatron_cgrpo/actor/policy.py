@@ -22,6 +22,7 @@ from megatron_cgrpo.config.optimizer import OptimizerConfig
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.data.microbatch import MicroBatch
 from megatron_cgrpo.weights.mapping import ReadTensor
+from megatron_cgrpo.weights.megatron_weights import MegatronSource
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,10 @@ class MegatronPolicy:
         checkpoint.load_checkpoint(directory, self._chunks, self._optimizer, self._scheduler, self._state, same_layout)
 
     def load_parameters(self, directory: Path) -> None:
-        """The parameters of a checkpoint, trained or converted, without its optimiser."""
+        """The parameters of a checkpoint, trained or converted, without its optimiser.
+
+        Raises ConfigError where it is of another model.
+        """
+        MegatronSource(directory, self._spec.shape)
         checkpoint.load_model(directory, self._chunks)
         self._optimizer.reload_model_params()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import torch
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.platforms import current_platform
 
 from megatron_cgrpo.rollout import cpu_batch_invariance
@@ -28,16 +30,21 @@ class WorkerExtension:
 
 
 def checkpoint_names(model: torch.nn.Module) -> set[str]:
-    """Parameter names of a vLLM model with its fused projections (``qkv_proj``, ``gate_up_proj``) taken apart.
-
-    Raises NotImplementedError for fused mixture-of-experts weights, whose names follow no such mapping.
-    """
+    """Parameter names of a vLLM model with fused projections (``qkv_proj``, ``gate_up_proj``) and experts taken apart."""
     fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     names: set[str] = set()
-    for name, _ in model.named_parameters():
-        if ".experts." in name:
-            raise NotImplementedError(f"{name}: the checkpoint names of fused experts are not known here")
-        parts = name.split(".")
-        choices = [fused.get(part, [part]) for part in parts]
-        names.update(".".join(choice) for choice in itertools.product(*choices))
+    for path, module in model.named_modules():
+        if isinstance(module, RoutedExperts):
+            names.update(_expert_names(module))
+            continue
+        for name, _ in module.named_parameters(prefix=path, recurse=False):
+            choices = [fused.get(part, [part]) for part in name.split(".")]
+            names.update(".".join(choice) for choice in itertools.product(*choices))
     return names
+
+
+def _expert_names(experts: RoutedExperts) -> Iterator[str]:
+    """Of all experts of a layer, which vLLM holds in two tensors under a module of its own."""
+    parts = (experts.ckpt_gate_proj_name, experts.ckpt_up_proj_name, experts.ckpt_down_proj_name)
+    for number, part in itertools.product(range(experts.moe_config.num_logical_experts), parts):
+        yield f"{experts.layer_name}.{number}.{part}.weight"

@@ -20,8 +20,8 @@ from megatron_cgrpo.tasks.base import Task
 from megatron_cgrpo.tasks.build import build_task
 from megatron_cgrpo.tasks.misconceptions.tokenizer import write_tokenizer
 from megatron_cgrpo.types import Prompt
+from megatron_cgrpo.weights.coverage import hf_coverage
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
-from megatron_cgrpo.weights.mapping import check_complete
 from megatron_cgrpo.weights.megatron_weights import MegatronSource
 
 
@@ -93,7 +93,7 @@ def _tokenizer(recipe: Recipe) -> Tokenizer:
     if is_megatron(recipe.model.path):
         MegatronSource(recipe.model.path, shape)
     else:
-        check_complete(HFCheckpoint(recipe.model.path).names(), shape, f"model.path={recipe.model.path}")
+        hf_coverage(HFCheckpoint(recipe.model.path), shape).require(recipe.model.path, shape)
     tokenizer = load_tokenizer(recipe.model.path)
     if tokenizer.vocab_size > shape.vocab:
         raise ConfigError(

@@ -6,6 +6,7 @@ with a second leading axis; norms that Transformer Engine fuses carry their fuse
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 from megatron_cgrpo.config.shape import ModelShape
@@ -34,6 +35,14 @@ def place(weight: Weight, shape: ModelShape) -> Place:
     return Place(LAYER_PREFIX + name, (weight.layer,), (shape.layers,))
 
 
-def unstacked_key(spot: Place) -> str:
-    """The key of a checkpoint that was saved with ``non_homogeneous_layers``: a tensor for each layer."""
-    return spot.key.replace(LAYER_PREFIX, f"{LAYER_PREFIX}{spot.index[0]}.", 1)
+def find(weight: Weight, shape: ModelShape, keys: Container[str]) -> Place:
+    """Where a checkpoint with these keys has ``weight``; where it would stand if it has it nowhere."""
+    spot = place(weight, shape)
+    apart = unstacked(spot) if spot.index else spot
+    return apart if spot.key not in keys and apart.key in keys else spot
+
+
+def unstacked(spot: Place) -> Place:
+    """The place in a checkpoint that was saved with ``non_homogeneous_layers``: a tensor for each layer."""
+    key = spot.key.replace(LAYER_PREFIX, f"{LAYER_PREFIX}{spot.index[0]}.", 1)
+    return Place(key, spot.index[1:], spot.axes[1:])

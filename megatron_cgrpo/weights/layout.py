@@ -139,6 +139,11 @@ class CheckpointLayout:
                 f"{shape.layers} layers leave {left} for the other {others} stages, which share them evenly: choose pp "
                 "to divide them, or give first_stage_layers and last_stage_layers so that the rest divides"
             )
+        elif not others and self.vpp > 1:
+            yield (
+                f"vpp={self.vpp}: Megatron interleaves stages only where one has a share of what is left: leave out "
+                "first_stage_layers or last_stage_layers"
+            )
         elif any(count % self.vpp for count in self.stage_layers(shape.layers)):
             yield (
                 f"vpp={self.vpp}: does not divide the {self.stage_layers(shape.layers)} layers of the stages: "

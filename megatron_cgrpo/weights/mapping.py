@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model_shape import ModelShape
-from megatron_cgrpo.weights.families import Weight, model_weights
-
-_ROTARY_BUFFER = ".rotary_emb.inv_freq"
+from megatron_cgrpo.weights.families import Weight
 
 ReadTensor = Callable[[str], Tensor]
 
@@ -36,24 +33,3 @@ def hf_tensors(weight: Weight, shards: list[Tensor], shape: ModelShape) -> list[
     if weight.vocab:
         whole = whole[: shape.vocab]
     return list(zip(weight.hf, weight.op.to_hf(whole, shape), strict=True))
-
-
-def hf_names(shape: ModelShape) -> set[str]:
-    """Every tensor that a complete HF checkpoint of this shape holds; a tied ``lm_head`` is not among them."""
-    return {name for weight in model_weights(shape) for name in weight.hf}
-
-
-def check_complete(names: Iterable[str], shape: ModelShape, source: str) -> None:
-    """Raises ConfigError naming missing and unexpected tensors.
-
-    Accepted are a redundant copy of a tied head, and the rotary frequencies that old Llama files hold.
-    """
-    expected = hf_names(shape)
-    found = {name for name in names if not name.endswith(_ROTARY_BUFFER)}
-    tolerated = {"lm_head.weight"} if shape.tied_embeddings else set()
-    missing, unexpected = sorted(expected - found), sorted(found - expected - tolerated)
-    if missing or unexpected:
-        raise ConfigError(
-            f"{source} does not match {shape.architecture}: missing {missing}, unexpected {unexpected}: "
-            "use a checkpoint of that architecture"
-        )

@@ -17,6 +17,7 @@ from megatron_cgrpo.actor import objectives
 from megatron_cgrpo.actor.microbatches import Layout, build_microbatches
 from megatron_cgrpo.actor.parallel import Endpoint, ParallelState
 from megatron_cgrpo.actor.policy import MegatronPolicy, PolicySpec, UpdateResult
+from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model import ModelConfig
 from megatron_cgrpo.config.model_shape import read_model_shape
 from megatron_cgrpo.config.optimizer import OptimizerConfig
@@ -52,8 +53,10 @@ def policy(
         lr=3e-3, min_lr=1e-3, schedule="cosine", warmup_steps=2, weight_decay=0.1, distributed=distributed
     )
     shape = read_model_shape(Path(model_dir))
-    yield MegatronPolicy(PolicySpec(shape, model, config, optimizer, total_updates=6, seed=1), state), state
-    state.stop()
+    try:
+        yield MegatronPolicy(PolicySpec(shape, model, config, optimizer, total_updates=6, seed=1), state), state
+    finally:
+        state.stop()
 
 
 def batches(number: int, parallel: Parallel, state: ParallelState) -> list[MicroBatch]:
@@ -108,11 +111,29 @@ def resume(
         return go_on(trained, parallel, state)
 
 
-def parameters_alone(rank: int, port: int, model_dir: str, directory: Path, parallel: Parallel) -> dict[str, Tensor]:
-    with policy(model_dir, parallel, rank, port) as (trained, _):
+def parameters_alone(
+    rank: int, port: int, model_dir: str, directory: Path, parallel: Parallel, model: ModelConfig = FLOAT32
+) -> dict[str, Tensor]:
+    with policy(model_dir, parallel, rank, port, model) as (trained, _):
         trained.load(RandomWeights(read_model_shape(Path(model_dir)), seed=9).read)
         trained.load_parameters(directory)
         return exported(trained)
+
+
+def converted(
+    rank: int, ports: list[int], cases: list[tuple[Path, Parallel, ModelConfig]], refused: tuple[Path, Path]
+) -> tuple[list[dict[str, Tensor]], str]:
+    """What the ranks export of each checkpoint, and why one model refuses the weights of another."""
+    exports = [
+        parameters_alone(rank, port, str(directory), directory, parallel, model)
+        for port, (directory, parallel, model) in zip(ports, cases, strict=False)
+    ]
+    architecture, weights = refused
+    try:
+        parameters_alone(rank, ports[len(cases)], str(architecture), weights, {"tp": 2})
+    except ConfigError as error:
+        return exports, str(error)
+    return exports, "nothing was raised"
 
 
 def two_ranks(rank: int, ports: list[int], model_dir: str, directories: list[Path]) -> dict[str, Any]:

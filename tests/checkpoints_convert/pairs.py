@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tiny import SHAPES, write_model
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, pre_tokenizers, trainers
 from torch import Tensor
 
 from checkpoints_convert.options import Options
@@ -31,7 +31,7 @@ WEIGHTS = "model.safetensors"
 
 
 def save_hf(directory: Path, shape: ModelShape, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """With a tokenizer of the words w0, w1, ... up to three less than the vocabulary.
+    """With a tokenizer of three tokens less than the vocabulary.
 
     Parameters have sizes at which attention, norms and feed-forward layers all show in the logits.
     """
@@ -45,10 +45,14 @@ def save_hf(directory: Path, shape: ModelShape, dtype: torch.dtype = torch.bfloa
     return directory
 
 
-def save_tokenizer(directory: Path, words: int) -> None:
-    backend = tokenizers.Tokenizer(models.WordLevel({f"w{number}": number for number in range(words)}, unk_token="w2"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"pad_token": "w0", "eos_token": "w1", "unk_token": "w2"}
+def save_tokenizer(directory: Path, tokens: int) -> None:
+    """Byte pairs, as Qwen's: ids 0 and 1 are the special ones."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel()
+    special = {"pad_token": "<pad>", "eos_token": "</s>"}
+    lines = ["the quick brown fox jumps over the lazy dog", "pack my box with five dozen liquor jugs"] * 5
+    trainer = trainers.BpeTrainer(vocab_size=tokens, special_tokens=list(special.values()), show_progress=False)
+    backend.train_from_iterator(lines, trainer)
     transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(directory)
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from pairs import KEEP, WEIGHTS, change_config, change_tensors, check_of, failed, save_tokenizer, text
+from pairs import KEEP, UNTIED, WEIGHTS, change_config, change_tensors, check_of, failed, save_tokenizer, text
 from torch import Tensor
 
-from checkpoints_convert.coverage import chunk_problems, file_problems
 from checkpoints_convert.megatron_to_hf import megatron_to_hf
+from checkpoints_convert.round_trip import HFSide, compare
 from checkpoints_convert.verify import verify
+from checkpoints_convert.verify_chunks import chunk_problems, file_problems
+from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.tensor_spec import TensorSpec
 from megatron_cgrpo.weights.torch_dist import StoredChunk, TorchDistCheckpoint, write_index
 
@@ -168,6 +170,13 @@ def test_the_file_of_a_changed_tensor_is_named(pair: tuple[Path, Path]) -> None:
     flip_a_byte(*pair)
     chunk = next(c for c in TorchDistCheckpoint(pair[1]).chunks if c.key.endswith("linear_fc2.weight"))
     assert chunk.file in text(check_of(verify(*pair), "contents"))
+
+
+def test_a_file_that_disappears_meanwhile_is_named(pair: tuple[Path, Path]) -> None:
+    checkpoint = HFCheckpoint(pair[0])
+    (pair[0] / WEIGHTS).unlink()
+    found = compare(HFSide(checkpoint, checkpoint.names()), None, UNTIED, threads=2)
+    assert all(comparison.problem and WEIGHTS in comparison.problem for comparison in found)
 
 
 def test_a_damaged_hf_model_is_told_by_what_its_conversion_recorded(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_whole_model_is_accepted_and_a_missing_tensor_named(tmp_path: Path) ->
     tensors = load_file(model / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, model / "model.safetensors")
-    with pytest.raises(ConfigError, match="missing .*model.norm.weight"):
+    with pytest.raises(ConfigError, match="model.norm.weight is missing"):
         Problems.load(recipe(model))
     assert model_fingerprint(model) != before
 

@@ -13,6 +13,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
@@ -43,6 +44,8 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         """There is no rendezvous."""
 
     def start_weight_update(self) -> None:
+        if self.device.type == "cpu":
+            self._forget_expert_kernels()
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, object]) -> None:
@@ -74,6 +77,12 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
             layer.loaded_weights.clear()
             layer.load_numel = 0
         self.finish_weight_update()
+
+    def _forget_expert_kernels(self) -> None:
+        """On CPU experts multiply by packed weights, and vLLM packs them only where it also sets up their kernel."""
+        for module in self.model.modules():
+            if isinstance(module, RoutedExperts):
+                module.quant_method.moe_kernel = None
 
     def _repack_tied_head(self) -> None:
         """On CPU the output layer multiplies by a packed copy; a tied one is not repacked by the embedding's reload."""

@@ -1,0 +1,154 @@
+"""Time and memory of HF -> Megatron -> HF on random checkpoints, beside ``cp`` of the same files in the same run.
+
+    python tools/conversion_benchmark.py --out runs/conversion
+
+Makes one checkpoint after the other, needs disk for four copies of the largest, and deletes them. Each repeat copies
+the Hugging Face files, converts them (TP2·PP2) and converts them back, with the source in the page cache (warm) and out
+of it (cold); nothing else should run meanwhile. Fails where a round trip is not bit-exact. Writes measurements.jsonl,
+machine.json, figures.md and figures.png; --report makes the last two again from the first two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from benchmark.checkpoints import check_same, count, nbytes, shape_of, write_model
+from benchmark.figures import Row, rows
+from benchmark.measure import CACHES, Cache, Job, Measurement, torch_rss
+from benchmark.report import Machine, markdown, plot, size_name
+from rich.console import Console
+from rich.table import Table
+
+from checkpoints_convert.options import KEEP, Options
+
+COPIES = 4
+UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
+MEASUREMENTS, MACHINE = "measurements.jsonl", "machine.json"
+CONSOLE = Console(soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/conversion"))
+    parser.add_argument("--sizes", type=parameters, nargs="+", default=["0.25B", "0.5B", "1B", "2B"], metavar="N")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--work", type=Path, help="where the checkpoints are made; default: a directory in --out")
+    parser.add_argument("--report", action="store_true", help="measure nothing, report what --out holds")
+    options = parser.parse_args()
+    options.sizes = [parameters(size) if isinstance(size, str) else size for size in options.sizes]
+    if not options.report:
+        measure(options.out, sorted(options.sizes), options.repeats, options.work or options.out / "checkpoints")
+    report(options.out, sys.argv[1:])
+
+
+def measure(out: Path, sizes: list[int], repeats: int, work: Path) -> None:
+    if (out / MEASUREMENTS).exists():
+        raise SystemExit(f"{out} holds an earlier measurement: name another --out, or report it with --report")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MACHINE).write_text(json.dumps(asdict(machine(work)), indent=2) + "\n", encoding="utf-8")
+    with (out / MEASUREMENTS).open("w", encoding="utf-8") as file:
+        for size in sizes:
+            for measurement in measure_size(size, repeats, work):
+                file.write(measurement.to_json() + "\n")
+                file.flush()
+                CONSOLE.print(
+                    f"{size_name(measurement.parameters)} {measurement.operation} {measurement.cache}: "
+                    f"{measurement.seconds:.2f} s, {measurement.peak_rss / 1e6:.0f} MB"
+                )
+
+
+def measure_size(parameters: int, repeats: int, work: Path) -> Iterator[Measurement]:
+    shape = shape_of(parameters)
+    needed = COPIES * nbytes(shape)
+    work.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(work).free) < needed:
+        raise SystemExit(f"{work}: has {free / 1e9:.1f} GB free of {needed / 1e9:.1f}: name another --work, or sizes")
+    hf, copy, megatron, back = (work / name for name in ("hf", "copy", "megatron", "back"))
+    size = count(shape), nbytes(shape)
+    jobs = [Job("cp", hf, copy, *size), Job("hf-to-megatron", hf, megatron, *size)]
+    jobs.append(Job("megatron-to-hf", megatron, back, *size))
+    try:
+        CONSOLE.print(f"a checkpoint of {size[0]:,} parameters, {shape}")
+        write_model(hf, shape)
+        for repeat in range(repeats):
+            for cache in alternate(CACHES, repeat):
+                for job in jobs if repeat % 2 == 0 else [*jobs[1:], jobs[0]]:
+                    yield job.run(cache, repeat)
+                check_same(hf, back)
+                for directory in (copy, megatron, back):
+                    shutil.rmtree(directory)
+    finally:
+        shutil.rmtree(work)
+
+
+def report(out: Path, arguments: list[str]) -> None:
+    lines = (out / MEASUREMENTS).read_text(encoding="utf-8").splitlines()
+    found = rows([Measurement(**json.loads(line)) for line in lines])
+    on = Machine(**json.loads((out / MACHINE).read_text(encoding="utf-8")))
+    command = shlex.join(["python", "tools/conversion_benchmark.py", *arguments])
+    (out / "figures.md").write_text(markdown(found, on, command), encoding="utf-8")
+    plot(found, on, out / "figures.png")
+    CONSOLE.print(summary(found))
+    CONSOLE.print(f"{out}/figures.md and figures.png hold the rest")
+
+
+def summary(found: list[Row]) -> Table:
+    table = Table("weights", "conversion", "cache", "s", "GB/s", "of cp", "RSS MB", "limit")
+    for row in found:
+        table.add_row(
+            size_name(row.parameters),
+            row.operation,
+            row.cache,
+            f"{row.seconds:.2f}",
+            f"{row.bytes / row.seconds / 1e9:.2f}",
+            f"{row.ratio:.2f}",
+            f"{row.peak_rss / 1e6:.0f}",
+            f"{row.rss_limit / 1e6:.0f}",
+        )
+    return table
+
+
+def machine(work: Path) -> Machine:
+    tiny = [each for each in measure_size(1, 1, work) if each.operation != "cp"]
+    return Machine(
+        cores=len(os.sched_getaffinity(0)),
+        processor=processor(),
+        memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        system=f"{platform.system()} {platform.release()}",
+        torch=torch.__version__,
+        threads=Options.parse(KEEP, None).threads,
+        torch_rss=torch_rss(),
+        fixed_rss=max(each.peak_rss for each in tiny),
+        fixed_anonymous=max(each.peak_anonymous for each in tiny),
+    )
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def alternate(caches: tuple[Cache, ...], repeat: int) -> tuple[Cache, ...]:
+    """The other order every second time."""
+    return caches if repeat % 2 == 0 else caches[::-1]
+
+
+def parameters(text: str) -> int:
+    """0.25B -> 250000000."""
+    scale = UNITS.get(text[-1:].upper(), 1)
+    return int(float(text[:-1] if scale > 1 else text) * scale)
+
+
+if __name__ == "__main__":
+    main()
