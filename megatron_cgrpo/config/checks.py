@@ -215,7 +215,9 @@ def _run_dir(path: Path, resume: bool) -> Iterator[str]:
 
 def _model_files(directory: Path) -> Iterator[str]:
     if not (directory / "config.json").is_file():
-        yield f"model.path={directory}: has no config.json: name a Hugging Face model directory"
+        policy = directory / "policy"
+        remedy = f"name {policy}" if is_megatron(policy) else "name a Hugging Face model, or a converted one"
+        yield f"model.path={directory}: has no config.json: {remedy}"
         return
     if not has_tokenizer(directory):
         yield f"model.path={directory}: has no tokenizer ({', '.join(VOCABULARIES)}): copy the model's tokenizer there"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.model_shape import ModelShape
+from megatron_cgrpo.config.model_shape import QWEN2, ModelShape
 from megatron_cgrpo.config.recipe import Recipe
 
 TransferBackend = Literal["file", "nccl", "ipc"]
@@ -59,6 +59,11 @@ def check_engine_model(model: ModelShape, cuda: bool) -> None:
         raise ConfigError(
             f"the model's head_dim={model.head_dim}: a CPU engine has attention kernels for {CPU_HEAD_DIMS} only: "
             "choose another model, or other warm_start.hidden_size and warm_start.heads"
+        )
+    if model.architecture == QWEN2 and model.head_dim * model.heads != model.hidden:
+        raise ConfigError(
+            f"the model's head_dim={model.head_dim}: vLLM makes Qwen2's heads {model.hidden}/{model.heads} wide "
+            "(hidden_size/num_attention_heads), whatever config.json says: choose another model"
         )
 
 

@@ -30,7 +30,7 @@ class WorkerExtension:
 
 
 def checkpoint_names(model: torch.nn.Module) -> set[str]:
-    """Parameter names of a vLLM model with fused projections (``qkv_proj``, ``gate_up_proj``) and experts taken apart."""
+    """Parameter names of a vLLM model; fused projections (``qkv_proj``, ``gate_up_proj``) and experts taken apart."""
     fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     names: set[str] = set()
     for path, module in model.named_modules():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.model_files import MEGATRON_INDEX
 from megatron_cgrpo.config.recipe import Recipe
 
 # Sections and keys that decide how a run runs and what it shows, not what it computes.
@@ -57,8 +58,8 @@ def model_fingerprint(model_dir: Path) -> str:
     """16 hex digits over the small files' contents and the weight files' sizes: enough to tell models apart."""
     digest = hashlib.sha256()
     for path in sorted(model_dir.iterdir()):
-        if path.suffix == ".json":
+        if path.suffix == ".json" or path.name == MEGATRON_INDEX:  # every save gives the index an identity of its own
             digest.update(path.name.encode() + path.read_bytes())
-        elif path.suffix == ".safetensors":
+        elif path.suffix in (".safetensors", ".bin", ".distcp"):
             digest.update(f"{path.name} {path.stat().st_size}".encode())
     return digest.hexdigest()[:16]

@@ -1,9 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.model_shape import ModelShape
+from megatron_cgrpo.config.model_shape import QWEN2, ModelShape
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.rollout import RolloutConfig
 from megatron_cgrpo.config.sync import SyncConfig
@@ -105,6 +106,14 @@ def test_a_head_size_without_a_cpu_kernel_is_refused_before_anything_starts() ->
     with pytest.raises(ConfigError, match=r"head_dim=16.*hidden_size"):
         check_engine_model(model_of(16), cuda=False)
     check_engine_model(model_of(16), cuda=True)
+
+
+def test_qwen2_heads_of_a_width_of_their_own_are_refused() -> None:
+    """vLLM would cut the projections to its own width and serve another model."""
+    shape = replace(model_of(64), architecture=QWEN2)
+    check_engine_model(shape, cuda=True)
+    with pytest.raises(ConfigError, match=r"head_dim=64: vLLM makes Qwen2's heads 256/2 wide"):
+        check_engine_model(replace(shape, hidden=256), cuda=True)
 
 
 def model_of(head_dim: int) -> ModelShape:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from checkpoints_convert.hf_to_megatron import hf_to_megatron
+from checkpoints_convert.options import Options
+from megatron_cgrpo.config import check_inputs
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model_shape import QWEN3, ModelShape, hf_config
 from megatron_cgrpo.config.recipe import Recipe
@@ -16,7 +20,9 @@ from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.same_training import check_same, model_fingerprint
 from megatron_cgrpo.weights.hf_shapes import hf_shapes
 from megatron_cgrpo.weights.hf_writer import write_hf_directory
+from megatron_cgrpo.weights.layout import CheckpointLayout
 from megatron_cgrpo.weights.random_init import RandomWeights
+from megatron_cgrpo.weights.torch_dist import TorchDistCheckpoint, write_index
 
 TASK = {"kind": "misconceptions", "train_problems": 20, "test_problems": 4}
 
@@ -61,6 +67,37 @@ def test_a_whole_model_is_accepted_and_a_missing_tensor_named(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="model.norm.weight is missing"):
         Problems.load(recipe(model))
     assert model_fingerprint(model) != before
+
+
+def test_a_converted_model_is_accepted_and_refused_by_name(tmp_path: Path) -> None:
+    model, megatron = write_model(tmp_path, len(vocabulary())), tmp_path / "megatron"
+    hf_to_megatron(model, megatron, CheckpointLayout(tp=2, vocab_divisor=8), Options())
+    Problems.load(recipe(megatron))
+    checkpoint = TorchDistCheckpoint(megatron)
+
+    config = json.loads((megatron / "config.json").read_text())
+    (megatron / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    with pytest.raises(
+        ConfigError, match="does not match its config.json, Qwen3ForCausalLM: output_layer.weight is missing"
+    ):
+        Problems.load(recipe(megatron))
+    qwen2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+    (megatron / "config.json").write_text(json.dumps(config | qwen2))
+    with pytest.raises(
+        ConfigError, match="does not match its config.json, Qwen2ForCausalLM: .*linear_qkv.bias is missing"
+    ):
+        Problems.load(recipe(megatron))
+
+    (megatron / "config.json").write_text(json.dumps(config))
+    lost = "decoder.final_layernorm.weight"
+    tensors = {key: spec for key, spec in checkpoint.tensors.items() if key != lost}
+    write_index(megatron, tensors, [chunk for chunk in checkpoint.chunks if chunk.key != lost])
+    with pytest.raises(ConfigError, match=f"does not match its config.json, Qwen3ForCausalLM: {lost} is missing"):
+        Problems.load(recipe(megatron))
+    for file in megatron.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ConfigError, match="has no tokenizer .*copy the model's tokenizer there"):
+        check_inputs(recipe(megatron))
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:

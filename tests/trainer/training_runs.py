@@ -1,0 +1,107 @@
+"""Whole runs through the command line, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from megatron_cgrpo.observe.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+STEPS = 4
+MARK = "MCGRPO_TEST_RUN"
+"""Inherited by every process of a run, detached or not: how a test finds them."""
+SMALL = [
+    "task.train_problems=32",
+    "task.test_problems=8",
+    "task.min_operations=1",
+    "task.max_operations=2",
+    "warm_start.hidden_size=64",
+    "warm_start.heads=2",
+    "warm_start.kv_heads=2",
+    "warm_start.ffn_size=96",
+    "warm_start.steps=120",
+    "train.prompts_per_step=8",
+    "train.updates_per_step=2",
+    f"train.steps={STEPS}",
+    "algorithm.group_size=3",
+    # These keep every group informative, and bring the reference model and both log-probability passes into the run.
+    "algorithm.kl.coef=0.01",
+    "algorithm.entropy.coef=0.001",
+    "checkpoint.every=1",
+    "evaluation.every=2",
+    "evaluation.samples=1",
+    "evaluation.final_samples=8",
+]
+
+
+class Run:
+    """``mcgrpo`` in a process of its own."""
+
+    def __init__(
+        self,
+        folder: Path,
+        cache: Path,
+        name: str,
+        *arguments: str,
+        command: str = "train",
+        settings: Sequence[str] = SMALL,
+    ) -> None:
+        self.directory = folder / name
+        environment = os.environ | {"MCGRPO_CACHE": str(cache), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+        environment[MARK] = str(self.directory)
+        parts = [sys.executable, "-m", "megatron_cgrpo", command, str(ROOT / "examples/sandbox.yaml"), *settings]
+        self.process = subprocess.Popen(
+            [*parts, f"run.dir={self.directory}", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def finish(self) -> str:
+        """Standard output of a run that succeeds."""
+        output, errors = self.process.communicate(timeout=400)
+        assert self.process.returncode == 0, errors[-4000:]
+        return output
+
+    def wait_for_step(self, step: int) -> None:
+        metrics = self.directory / "metrics.jsonl"
+        deadline = time.monotonic() + 300
+        while not (metrics.exists() and any(line["step"] >= step for line in read_metrics(metrics))):
+            assert self.process.poll() is None, self.process.communicate()[1][-4000:]
+            assert time.monotonic() < deadline, "the run does not get on"
+            time.sleep(0.05)
+
+    def session(self) -> list[psutil.Process]:
+        """Every process that the run started and that still lives, detached or not."""
+        alive = []
+        for process in psutil.process_iter():
+            try:
+                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == str(self.directory):
+                    alive.append(process)
+            except psutil.Error:  # it has just ended, or is not ours
+                continue
+        return alive
+
+    def kill(self) -> None:
+        """As a machine that loses its power: nothing gets to clean up."""
+        for process in self.session():
+            process.kill()
+        self.process.communicate()
+
+    def comparable_metrics(self) -> list[str]:
+        """The metrics as bytes, less what may differ between equal runs."""
+        lines = []
+        for line in read_metrics(self.directory / "metrics.jsonl"):
+            kept = {k: v for k, v in line.items() if not k.startswith(("time.", "throughput."))}
+            lines.append(json.dumps(kept, sort_keys=True))
+        return lines
