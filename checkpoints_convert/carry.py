@@ -18,7 +18,9 @@ _OLD_KEY, _NEW_KEY = "torch_dtype", "dtype"
 def carry_files(source: Path, target: Path, dtypes: dict[str, torch.dtype]) -> None:
     config = json.loads((source / _CONFIG).read_text(encoding="utf-8"))
     config.pop("quantization_config", None)  # what was quantised has been dequantised
-    key = _OLD_KEY if _OLD_KEY in config else _NEW_KEY
+    # transformers 5 writes the new key and reads both, earlier versions know the old one only.
+    key = _NEW_KEY if _NEW_KEY in config else _OLD_KEY
+    config.pop(_OLD_KEY, None)
     config[key] = dtype_name(_main_dtype(dtypes))
     write_json(target / _CONFIG, config)
     copy_carried_files(source, target)

@@ -118,7 +118,9 @@ def megatron_to_hf_command(
     megatron: MegatronInput,
     hf: Annotated[Path, typer.Option(metavar="DIR", help="The Hugging Face model to write.")],
     config: ConfigOption = None,
-    max_shard_gb: Annotated[float, typer.Option(min=0.001, help="Largest safetensors file, in 10^9 bytes.")] = 5.0,
+    max_shard_gb: Annotated[
+        float, typer.Option(min=0.001, max=1e6, help="Largest safetensors file, in 10^9 bytes.")
+    ] = 5.0,
     dtype: DtypeOption = "keep",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,

@@ -31,7 +31,7 @@ class Sink(Protocol):
     """Units may come in any order, from any thread.
 
     ``written`` reads back what an interrupted attempt wrote, raising ConfigError or OSError where it is damaged;
-    ``keep`` is told of units that were found whole and are not written again.
+    ``keep`` is told of units that were found whole and are not written again. ``finish`` gets the records of all.
     """
 
     def write(self, unit: Unit, weights: WeightStream) -> list[StoredChunk]: ...
@@ -39,6 +39,10 @@ class Sink(Protocol):
     def written(self, record: UnitRecord, unit: Unit) -> Source: ...
 
     def keep(self, unit: Unit) -> None: ...
+
+    def finish(self, records: list[UnitRecord]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,6 @@ class Conversion:
     units: list[Unit]
     dtypes: dict[str, torch.dtype]
     expected: dict[str, TensorRecord]
-
-    @property
-    def nbytes(self) -> int:
-        """Size of all weights once they are written."""
-        return sum(self._bytes(unit) for unit in self.units)
 
     def run(self, journal: Journal, threads: int, progress: Progress) -> list[UnitRecord]:
         """Converts what the journal does not have, largest units first, and gives the records of all.
@@ -84,18 +83,31 @@ class Conversion:
 
         def stream() -> WeightStream:
             for weight in unit.weights:
-                stored = zip(weight.hf, self.source.read(weight), strict=True)
-                read = [[_cast(name, piece, self.dtypes[name]) for piece in rows] for name, rows in stored]
-                tensors.update(zip(weight.hf, map(describe, read), strict=True))
-                yield weight, read
+                stored = self.source.read(weight)
+                for name, rows in zip(weight.hf, stored, strict=True):
+                    tensors[name] = describe(rows)
+                    self._check_recorded(name, tensors[name])
+                yield weight, [self._cast(name, rows, tensors) for name, rows in zip(weight.hf, stored, strict=True)]
 
         chunks = self.sink.write(unit, stream())
-        for name, record in tensors.items():
-            if (known := self.expected.get(name)) and known.dtype == record.dtype and known != record:
-                raise ConfigError(
-                    f"{name}: is not what was converted into this checkpoint: a file is damaged, copy it again"
-                )
         return UnitRecord(unit.number, tensors, chunks)
+
+    def _check_recorded(self, name: str, found: TensorRecord) -> None:
+        known = self.expected.get(name)
+        if known is not None and known.dtype == found.dtype and known != found:
+            raise ConfigError(
+                f"{name}: is not what conversion.json says: a file is damaged, copy it again; or, if the weights were "
+                "changed on purpose, remove conversion.json"
+            )
+
+    def _cast(self, name: str, rows: Rows, tensors: dict[str, TensorRecord]) -> Rows:
+        """Replaces the tensor's record where its data type changes."""
+        dtype = self.dtypes[name]
+        if rows[0].dtype == dtype:
+            return rows
+        cast = [_to(name, piece, dtype) for piece in rows]
+        tensors[name] = describe(cast)
+        return cast
 
     def _still_there(self, record: UnitRecord, unit: Unit) -> bool:
         """Whether an earlier attempt's unit can be read back as it was written."""
@@ -118,10 +130,10 @@ class Conversion:
         )
 
 
-def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _to(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Raises ConfigError where a value becomes infinite: float16 ends at 65504."""
     cast = tensor.to(dtype)
-    if dtype == torch.float16 != tensor.dtype and cast.isinf().any() and not tensor.isinf().any():
+    if dtype == torch.float16 and (cast.isinf() & ~tensor.isinf()).any():
         raise ConfigError(f"{name}: has values beyond the range of float16: convert with --dtype bf16")
     return cast
 

@@ -14,7 +14,7 @@ from megatron_cgrpo.weights.layout import CheckpointLayout
 
 def hf_input(hf: Path) -> Input:
     """Raises ConfigError where the directory cannot be converted."""
-    shape = read_model_shape(hf)
+    shape = read_model_shape(hf, "--hf")
     source = HFSource(hf, shape)
     return Input(source, shape, hf, hf, source.checkpoint.fingerprint())
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from checkpoints_convert.digest import TensorRecord
 from megatron_cgrpo.weights.torch_dist import StoredChunk
@@ -21,7 +23,7 @@ class UnitRecord:
 
 
 class Journal:
-    """One JSON line a unit. A line that was cut off is ignored, so that its unit is done again."""
+    """One JSON line a unit. What cannot be read of it is ignored, so that those units are done again."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, Lock()
@@ -30,13 +32,9 @@ class Journal:
         if not self._path.is_file():
             return []
         records = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                content = json.loads(line)
-            except ValueError:
-                continue
-            tensors = {name: TensorRecord(**tensor) for name, tensor in content["tensors"].items()}
-            records.append(UnitRecord(content["number"], tensors, [_chunk(chunk) for chunk in content["chunks"]]))
+        for line in self._path.read_bytes().splitlines():
+            with suppress(ValueError, KeyError, TypeError, AttributeError):
+                records.append(_record(json.loads(line)))
         return records
 
     def append(self, record: UnitRecord) -> None:
@@ -45,6 +43,11 @@ class Journal:
             file.write(f"\n{line}" if file.tell() else line)
 
 
-def _chunk(content: dict[str, object]) -> StoredChunk:
+def _record(content: dict[str, Any]) -> UnitRecord:
+    tensors = {name: TensorRecord(**tensor) for name, tensor in content["tensors"].items()}
+    return UnitRecord(content["number"], tensors, [_chunk(chunk) for chunk in content["chunks"]])
+
+
+def _chunk(content: dict[str, Any]) -> StoredChunk:
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
-    return StoredChunk(**fields)  # type: ignore[arg-type]
+    return StoredChunk(**fields)

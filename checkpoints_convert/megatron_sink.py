@@ -12,6 +12,7 @@ from checkpoints_convert.journal import UnitRecord
 from checkpoints_convert.units import Unit
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.weights.checkpoint_keys import place
+from megatron_cgrpo.weights.families import model_weights
 from megatron_cgrpo.weights.layout import CheckpointLayout
 from megatron_cgrpo.weights.megatron_weights import MegatronChunks
 from megatron_cgrpo.weights.tensor_spec import TensorSpec
@@ -22,8 +23,10 @@ from megatron_cgrpo.weights.weight import Weight
 class MegatronSink:
     """Each unit has its own file for each rank that holds some of it: units can be written in any order, again too."""
 
-    def __init__(self, directory: Path, shape: ModelShape, layout: CheckpointLayout) -> None:
-        self._directory, self._shape, self._layout = directory, shape, layout
+    def __init__(
+        self, directory: Path, shape: ModelShape, dtypes: dict[str, torch.dtype], layout: CheckpointLayout
+    ) -> None:
+        self._directory, self._shape, self._dtypes, self._layout = directory, shape, dtypes, layout
 
     def write(self, unit: Unit, weights: WeightStream) -> list[StoredChunk]:
         files: dict[int, ChunkFile] = {}
@@ -42,21 +45,24 @@ class MegatronSink:
     def written(self, record: UnitRecord, unit: Unit) -> MegatronChunks:
         """Reads back what ``record`` says was written. Raises like any reading where it is not there."""
         sizes = {place(weight, self._shape).key: self._size(weight) for weight in unit.weights}
-        tensors = {key: TensorSpec(torch.float32, size) for key, size in sizes.items()}
+        dtype = self._dtypes[unit.weights[0].hf[0]]
+        tensors = {key: TensorSpec(dtype, size) for key, size in sizes.items()}
         return MegatronChunks(ChunkReader(self._directory, record.chunks), tensors, self._shape)
 
     def keep(self, unit: Unit) -> None:
         """Its files are as they will be."""
 
-    def finish(self, records: list[UnitRecord], all_units: list[Unit], dtypes: dict[str, torch.dtype]) -> None:
-        """Writes the indices; ``dtypes`` are those of the Hugging Face tensors."""
+    def finish(self, records: list[UnitRecord]) -> None:
+        """Writes the indices."""
         tensors = {
-            place(weight, self._shape).key: TensorSpec(dtypes[weight.hf[0]], self._size(weight))
-            for unit in all_units
-            for weight in unit.weights
+            place(weight, self._shape).key: TensorSpec(self._dtypes[weight.hf[0]], self._size(weight))
+            for weight in model_weights(self._shape)
         }
         chunks = [chunk for record in sorted(records, key=lambda r: r.number) for chunk in record.chunks]
         write_index(self._directory, tensors, chunks)
+
+    def close(self) -> None:
+        """Nothing stays open between units."""
 
     def _size(self, weight: Weight) -> tuple[int, ...]:
         size = weight.size(self._shape)

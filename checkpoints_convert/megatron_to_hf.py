@@ -20,7 +20,7 @@ def megatron_input(megatron: Path, config: Path | None = None) -> Input:
     """``config`` is the Hugging Face directory of the architecture, where the checkpoint carries no config.json."""
     weights_dir = megatron_directory(megatron)
     config_dir = config_directory(weights_dir, config)
-    shape = read_model_shape(config_dir)
+    shape = read_model_shape(config_dir, "--config" if config else "--megatron")
     source = MegatronSource(weights_dir, shape)
     digest = blake3(source.checkpoint.fingerprint().encode())
     if (weights_dir / MANIFEST).is_file():  # what we write has no identity of its own but the hashes

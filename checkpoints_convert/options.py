@@ -15,6 +15,7 @@ from megatron_cgrpo.weights.checkpoint_keys import place
 from megatron_cgrpo.weights.tensor_spec import dtype_name
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_NAMES = [dtype_name(dtype) for dtype in DTYPES.values()]
 DTYPES |= {dtype_name(dtype): dtype for dtype in DTYPES.values()}
 KEEP = "keep"
 _MAX_THREADS = 4  # beyond it a local disk is the limit
@@ -36,13 +37,20 @@ class Options:
         return cls(DTYPES.get(dtype), threads or min(usable, _MAX_THREADS))
 
     def dtypes(self, source: Source, all_units: list[Unit]) -> dict[str, torch.dtype]:
-        """Hugging Face name -> data type to write."""
-        return {
-            name: self.dtype or dtype
+        """Hugging Face name -> data type to write. Raises ConfigError for weights that are no numbers of a model."""
+        found = {
+            name: dtype
             for unit in all_units
             for weight in unit.weights
             for name, dtype in zip(weight.hf, source.dtypes(weight), strict=True)
         }
+        for name, dtype in found.items():
+            if dtype not in DTYPES.values():
+                raise ConfigError(
+                    f"{name} is {dtype_name(dtype)}: only {', '.join(_NAMES)} and blockwise FP8 are converted: "
+                    "get the model in one of them"
+                )
+        return {name: self.dtype or dtype for name, dtype in found.items()}
 
 
 def check_one_dtype_a_key(dtypes: dict[str, torch.dtype], all_units: list[Unit], shape: ModelShape) -> None:

@@ -9,13 +9,10 @@ import torch
 
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.shape import ModelShape
-from megatron_cgrpo.weights.coverage import hf_coverage
+from megatron_cgrpo.weights.coverage import check_hf
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.rows import Rows
 from megatron_cgrpo.weights.weight import Weight
-
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
 
 class Source(Protocol):
     """Thread-safe. ``read`` may give views of mapped files, and pieces of tensors, so that little is held in memory.
@@ -51,15 +48,4 @@ class HFSource(HFTensors):
 
     def __init__(self, directory: Path, shape: ModelShape) -> None:
         super().__init__(HFCheckpoint(directory))
-        hf_coverage(self.checkpoint, shape).require(directory, shape)
-        self._check_tied_head(shape)
-
-    def _check_tied_head(self, shape: ModelShape) -> None:
-        """A copy of a tied head is left out, so it has to be one."""
-        if not shape.tied_embeddings or _HEAD not in self.checkpoint.names():
-            return
-        if not torch.equal(self.checkpoint.read(_HEAD), self.checkpoint.read(_EMBEDDING)):
-            raise ConfigError(
-                f"{self.checkpoint.model_dir}: tie_word_embeddings=true, but {_HEAD} differs from {_EMBEDDING}: set "
-                "tie_word_embeddings=false in config.json to keep both, or remove the tensor"
-            )
+        check_hf(self.checkpoint, shape)

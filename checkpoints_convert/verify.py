@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoints_convert.digest import TensorRecord, describe
+from checkpoints_convert.digest import TensorRecord
 from checkpoints_convert.locate import config_directory, megatron_directory
 from checkpoints_convert.logits import LogitsOptions, check_logits, prepare_logits
 from checkpoints_convert.manifest import MANIFEST, read_manifest
@@ -19,14 +19,13 @@ from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.hf_config import read_model_shape
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.weights.checkpoint_keys import find
-from megatron_cgrpo.weights.coverage import Coverage, hf_coverage, megatron_coverage
+from megatron_cgrpo.weights.coverage import Coverage, hf_coverage, is_tied, megatron_coverage
 from megatron_cgrpo.weights.families import model_weights
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.rows import take_rows
 from megatron_cgrpo.weights.tensor_spec import dtype_name
 from megatron_cgrpo.weights.torch_dist import TorchDistCheckpoint
 
-_TIED = _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
@@ -40,13 +39,14 @@ def verify(
     """
     weights_dir = megatron_directory(megatron)
     config_dir = config_directory(weights_dir, config) if config or (weights_dir / CONFIG).is_file() else None
-    shape = read_model_shape(hf)
+    config_field = "--config" if config else "--megatron"
+    shape = read_model_shape(hf, "--hf")
     if not any(path for pattern in _WEIGHTS for path in hf.glob(pattern)):
         raise ConfigError(f"--hf {hf}: has no *.safetensors: name the directory of a Hugging Face model")
     sequences = prepare_logits(hf, shape, logits) if logits else []
     pair = _Pair(hf, weights_dir, shape)
     checks = [
-        *_file_checks(hf, config_dir, shape),
+        *_file_checks(hf, config_dir, config_field, shape),
         *pair.metadata_checks(),
         *pair.content_checks(threads),
     ]
@@ -54,19 +54,19 @@ def verify(
         parallel = logits.parallel
 
         def compare_logits() -> Check:
-            own_shape = read_model_shape(config_dir or hf)  # the trainer goes by Megatron's own
+            own_shape = read_model_shape(config_dir or hf, config_field)  # the trainer goes by Megatron's own
             return check_logits(hf, weights_dir, own_shape, sequences, parallel, pair.rounding())
 
         checks.append(attempt("logits", compare_logits))
     return Report(hf, megatron, checks)
 
 
-def _file_checks(hf: Path, config_dir: Path | None, shape: ModelShape) -> list[Check]:
+def _file_checks(hf: Path, config_dir: Path | None, config_field: str, shape: ModelShape) -> list[Check]:
     if config_dir is None:
         missing = "the Megatron checkpoint carries none, and --config names none"
         return [Check(name, "skipped", missing) for name in ("config.json", "tokenizer")]
     return [
-        attempt("config.json", lambda: check_config(hf, config_dir, shape)),
+        attempt("config.json", lambda: check_config(hf, config_dir, config_field, shape)),
         attempt("tokenizer", lambda: check_tokenizers(hf, config_dir, shape.vocab)),
     ]
 
@@ -122,9 +122,8 @@ class _Pair:
         if side in self._damage:
             return Check(name, "failed", self._damage[side])
         problems = list(coverage.problems)
-        if side == "Hugging Face" and self._hf and self._shape.tied_embeddings and _HEAD in self._hf.names():
-            same = _EMBEDDING in coverage.sound and len({describe([self._hf.read(n)]).blake3 for n in _TIED}) == 1
-            problems += [] if same else [f"{_HEAD} differs from {_EMBEDDING}, though tie_word_embeddings is true"]
+        if side == "Hugging Face" and self._hf and not is_tied(self._hf, self._shape):
+            problems += ["lm_head.weight differs from the embedding, though tie_word_embeddings is true"]
         return judge(name, problems, f"all {len(coverage.sound)}, no other, with the shapes of config.json")
 
     def _chunk_checks(self) -> list[Check]:

@@ -16,12 +16,12 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 _NOT_THE_MODEL = ("dtype", "torch_dtype", "quantization_config", "transformers_version", "_name_or_path")
 
 
-def check_config(hf: Path, megatron: Path, shape: ModelShape) -> Check:
+def check_config(hf: Path, megatron: Path, field: str, shape: ModelShape) -> Check:
     """Equal where it defines the model or ends a generation; other fields that differ are named all the same.
 
-    ``shape`` is that of ``hf``. Raises ConfigError where Megatron's file describes nothing that is supported.
+    ``field`` is the option that named ``megatron``, ``shape`` that of ``hf``. Raises ConfigError where Megatron's file describes nothing that is supported.
     """
-    same_shape = read_model_shape(megatron) == shape
+    same_shape = read_model_shape(megatron, field) == shape
     theirs, ours = read_json_object(hf / CONFIG), read_json_object(megatron / CONFIG)
     changed = [
         key

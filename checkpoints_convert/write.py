@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,25 +16,23 @@ from blake3 import blake3
 
 from checkpoints_convert.carry import carry_files
 from checkpoints_convert.digest import TensorRecord
-from checkpoints_convert.engine import Conversion
+from checkpoints_convert.engine import Conversion, Sink
 from checkpoints_convert.hf_sink import HFSink
 from checkpoints_convert.journal import Journal, UnitRecord
-from checkpoints_convert.manifest import Manifest, read_manifest
+from checkpoints_convert.manifest import FORMAT, Manifest, read_manifest
 from checkpoints_convert.megatron_sink import MegatronSink
 from checkpoints_convert.options import Options, check_one_dtype_a_key
 from checkpoints_convert.progress import Progress
 from checkpoints_convert.result import Result
 from checkpoints_convert.sources import Source
-from checkpoints_convert.staging import JOURNAL, check_target, staging
+from checkpoints_convert.staging import check_target, staging
 from checkpoints_convert.tokenizer import check_tokenizer
 from checkpoints_convert.units import units
+from megatron_cgrpo.config.model_files import carried_files
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.weights.hf_shapes import hf_shapes
 from megatron_cgrpo.weights.layout import CheckpointLayout
-from megatron_cgrpo.weights.safetensors_stream import StreamedSafetensors
 from megatron_cgrpo.weights.tensor_spec import TensorSpec, dtype_name
-
-_PACKAGES = ("torch", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -47,51 +47,50 @@ class Input:
 
 
 def write_megatron(given: Input, target: Path, layout: CheckpointLayout, options: Options) -> Result:
-    """Raises ConfigError for what cannot be converted, before anything is written; RunError for a full disk."""
-    shape, all_units = given.shape, units(given.shape)
-    check_target(target)
-    layout.check(shape)
-    dtypes = options.dtypes(given.source, all_units)
-    check_one_dtype_a_key(dtypes, all_units, shape)
-    tokenizer = check_tokenizer(given.config_dir, shape.vocab)
-    started = time.monotonic()
-    nbytes = _nbytes(shape, dtypes)
-    with staging(target, _job(given, options, layout), nbytes) as partial:
-        carry_files(given.config_dir, partial, dtypes)
-        sink = MegatronSink(partial, shape, layout)
-        conversion = Conversion(given.source, sink, shape, all_units, dtypes, _recorded(given))
-        with Progress(str(target), nbytes) as progress:
-            records = conversion.run(Journal(partial / JOURNAL), options.threads, progress)
-        sink.finish(records, all_units, dtypes)
-        manifest = _manifest(given, records, layout)
-        manifest.write(partial)
-    return Result(target, manifest, tokenizer, nbytes, time.monotonic() - started)
+    """Raises ConfigError for what cannot be converted, before anything is written; RunError where the disk fails."""
+    layout.check(given.shape)
+    dtypes = options.dtypes(given.source, units(given.shape))
+    check_one_dtype_a_key(dtypes, units(given.shape), given.shape)
+
+    def sink(directory: Path) -> Sink:
+        return MegatronSink(directory, given.shape, dtypes, layout)
+
+    return _write(given, target, options, dtypes, sink, layout)
 
 
 def write_hf(given: Input, target: Path, max_shard_bytes: int, options: Options) -> Result:
     """A directory that ``transformers`` and vLLM load as it is. Raises like ``write_megatron``."""
-    shape, all_units = given.shape, units(given.shape)
+    dtypes = options.dtypes(given.source, units(given.shape))
+
+    def sink(directory: Path) -> Sink:
+        return HFSink(directory, given.shape, dtypes, max_shard_bytes)
+
+    return _write(given, target, options, dtypes, sink, max_shard_bytes)
+
+
+def _write(
+    given: Input,
+    target: Path,
+    options: Options,
+    dtypes: dict[str, torch.dtype],
+    make_sink: Callable[[Path], Sink],
+    form: CheckpointLayout | int,
+) -> Result:
+    """``form``: a Megatron checkpoint's layout, or the largest safetensors file in bytes."""
+    shape = given.shape
     check_target(target)
-    dtypes = options.dtypes(given.source, all_units)
-    specs = {name: TensorSpec(dtypes[name], size) for name, size in hf_shapes(shape).items()}
     tokenizer = check_tokenizer(given.config_dir, shape.vocab)
     started = time.monotonic()
-    nbytes = _nbytes(shape, dtypes)
-    with staging(target, _job(given, options, max_shard_bytes), nbytes) as partial:
-        carry_files(given.config_dir, partial, dtypes)
-        with StreamedSafetensors(partial, specs, max_shard_bytes) as writer:
-            sink = HFSink(partial, writer)
-            conversion = Conversion(given.source, sink, shape, all_units, dtypes, _recorded(given))
-            with Progress(str(target), nbytes) as progress:
-                records = conversion.run(Journal(partial / JOURNAL), options.threads, progress)
-            writer.finish()
-        manifest = _manifest(given, records, None)
-        manifest.write(partial)
+    nbytes = sum(TensorSpec(dtypes[name], size).nbytes for name, size in hf_shapes(shape).items())
+    with staging(target, _job(given, options, form), nbytes) as work:
+        carry_files(given.config_dir, work.directory, dtypes)
+        with closing(make_sink(work.directory)) as sink, Progress(str(target), nbytes) as progress:
+            conversion = Conversion(given.source, sink, shape, units(shape), dtypes, _recorded(given))
+            records = conversion.run(Journal(work.journal), options.threads, progress)
+            sink.finish(records)
+        manifest = _manifest(given, records, form if isinstance(form, CheckpointLayout) else None)
+        manifest.write(work.directory)
     return Result(target, manifest, tokenizer, nbytes, time.monotonic() - started)
-
-
-def _nbytes(shape: ModelShape, dtypes: dict[str, torch.dtype]) -> int:
-    return sum(TensorSpec(dtypes[name], size).nbytes for name, size in hf_shapes(shape).items())
 
 
 def _recorded(given: Input) -> dict[str, TensorRecord]:
@@ -99,14 +98,18 @@ def _recorded(given: Input) -> dict[str, TensorRecord]:
     return earlier.tensors if earlier else {}
 
 
-def _job(given: Input, options: Options, target: CheckpointLayout | int) -> dict[str, object]:
+def _job(given: Input, options: Options, form: CheckpointLayout | int) -> dict[str, object]:
     """What has to be the same for an interrupted attempt to be continued."""
+    files = blake3()
+    for name in (Path("config.json"), *carried_files(given.config_dir)):
+        files.update(f"{name}\0".encode() + blake3((given.config_dir / name).read_bytes()).digest())
     return {
+        "format": FORMAT,
         "weights": given.fingerprint,
-        "config": blake3((given.config_dir / "config.json").read_bytes()).hexdigest(),
+        "files": files.hexdigest(),
         "dtype": None if options.dtype is None else dtype_name(options.dtype),
-        "target": asdict(target) if isinstance(target, CheckpointLayout) else target,
-        "packages": {name: version(name) for name in _PACKAGES},
+        "form": asdict(form) if isinstance(form, CheckpointLayout) else form,
+        "torch": version("torch"),
     }
 
 

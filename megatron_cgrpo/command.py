@@ -27,6 +27,11 @@ def readable_errors() -> Iterator[None]:
     except (RunError, FloatingPointError) as error:
         _complain([str(error)])
         raise typer.Exit(RUN_FAILED) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _complain([f"{error.filename}: {error.strerror}"])
+        raise typer.Exit(RUN_FAILED) from error
 
 
 def log_progress() -> None:

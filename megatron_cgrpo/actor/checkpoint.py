@@ -16,6 +16,7 @@ from megatron.core.utils import unwrap_model
 from torch.nn import Module
 
 from megatron_cgrpo.actor.parallel import ParallelState
+from megatron_cgrpo.weights.torch_dist import TorchDistCheckpoint
 
 _EXTRA_STATE = "._extra_state"
 
@@ -57,7 +58,12 @@ def load_checkpoint(
 
 
 def load_model(directory: Path, chunks: list[Module]) -> None:
-    """Collective. The parameters alone, of a training checkpoint or a converted one, saved in any layout."""
+    """Collective. The parameters alone, of a training checkpoint or a converted one, saved in any layout.
+
+    Raises ConfigError where the checkpoint is damaged, or its metadata is more than metadata: what Megatron unpickles
+    must not run code.
+    """
+    TorchDistCheckpoint(directory)
     sharded = {key: _parameters(chunk) for key, chunk in _sharded_model(chunks).items()}
     loaded = dist_checkpointing.load(sharded, str(directory), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
     for index, chunk in enumerate(chunks):

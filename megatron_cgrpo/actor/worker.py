@@ -21,7 +21,7 @@ from megatron_cgrpo.algorithm.spec import LossSpec
 from megatron_cgrpo.config.model_files import is_megatron
 from megatron_cgrpo.data.microbatch import MicroBatch, unpack_response_values
 from megatron_cgrpo.types import TrainRow
-from megatron_cgrpo.weights.coverage import hf_coverage
+from megatron_cgrpo.weights.coverage import check_hf
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.hf_shapes import hf_shapes
 from megatron_cgrpo.weights.hf_writer import write_hf_directory
@@ -68,7 +68,7 @@ class Worker:
             self._policy.load_parameters(model_dir)
         else:
             weights = HFCheckpoint(model_dir)
-            hf_coverage(weights, self._spec.shape).require(model_dir, self._spec.shape)
+            check_hf(weights, self._spec.shape)
             self._policy.load(weights.read)
         if reference:
             self._policy.keep_reference()

@@ -1,4 +1,4 @@
-"""The policy: a Hugging Face directory, and how it is laid out in memory."""
+"""The policy: a model's directory, and how it is laid out in memory."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,7 +9,9 @@ from megatron_cgrpo.config.section import Section
 
 
 class ModelConfig(Section):
-    """``path`` holds config.json, tokenizer and safetensors; null means the task's own warm-started base model.
+    """``path`` is a Hugging Face directory, or a Megatron checkpoint that was converted from one or trained.
+
+    It has config.json, tokenizer and weights; null means the task's own warm-started base model.
 
     ``implementation: auto`` takes Transformer Engine on CUDA and Megatron's local layers elsewhere.
     ``logprob_chunk`` is the number of tokens whose logits exist at a time.

@@ -1,10 +1,12 @@
-"""Whether a checkpoint holds the tensors of an architecture, from its metadata alone."""
+"""Whether a checkpoint holds the tensors of an architecture."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.shape import ModelShape
@@ -17,7 +19,7 @@ from megatron_cgrpo.weights.tensor_spec import TensorSpec
 MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.")
 """Of the Megatron keys that are a model's; what training adds has others."""
 
-_HEAD = "lm_head.weight"
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _ROTARY_BUFFER = ".rotary_emb.inv_freq"  # in old Llama files: what every implementation computes itself
 _SHOWN = 8  # problems that one message lists
 
@@ -45,8 +47,25 @@ class Coverage:
             self.problems.append(f"{name} has shape {list(found)}, not {list(size)}")
 
 
+def check_hf(checkpoint: HFCheckpoint, shape: ModelShape) -> None:
+    """Raises ConfigError unless ``checkpoint`` holds ``shape`` and nothing else that would be left out."""
+    hf_coverage(checkpoint, shape).require(checkpoint.model_dir, shape)
+    if not is_tied(checkpoint, shape):
+        raise ConfigError(
+            f"{checkpoint.model_dir}: tie_word_embeddings=true, but {_HEAD} differs from {_EMBEDDING}: set "
+            "tie_word_embeddings=false in config.json to keep both, or remove the tensor"
+        )
+
+
+def is_tied(checkpoint: HFCheckpoint, shape: ModelShape) -> bool:
+    """Whether a head that the architecture ties is a copy, where the checkpoint has one."""
+    if not shape.tied_embeddings or not {_HEAD, _EMBEDDING} <= checkpoint.names():
+        return True
+    return torch.equal(checkpoint.read(_HEAD), checkpoint.read(_EMBEDDING))
+
+
 def hf_coverage(checkpoint: HFCheckpoint, shape: ModelShape) -> Coverage:
-    """A second copy of a tied head is accepted: whether it is one, metadata cannot tell."""
+    """A second copy of a tied head is accepted: whether it is one, ``is_tied`` tells."""
     expected, found = hf_shapes(shape), checkpoint.names()
     coverage = Coverage()
     for name, size in expected.items():

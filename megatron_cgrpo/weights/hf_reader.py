@@ -43,7 +43,8 @@ class HFCheckpoint:
             _check_placement(path, file.specs, index, self._files, model_dir)
             self._files.update(dict.fromkeys(file.specs, file))
             self._stored.update(file.specs)
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + file.signature)
+            status = path.stat()
+            digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode() + file.signature)
         _check_listed(index, self._files, model_dir)
         config = model_dir / "config.json"
         self._blocks = read_quantisation(read_json_object(config) if config.is_file() else {}, config)
@@ -79,7 +80,7 @@ class HFCheckpoint:
         return self._blocks.dequantise(tensor, self._files[scale].read(scale))
 
     def fingerprint(self) -> str:
-        """blake3 over file names, sizes and headers, and a few samples of each file's data.
+        """blake3 over file names, sizes, times and headers, and a few samples of each file's data.
 
         The samples tell two states of the same training run apart, whose headers are equal. It is no content hash.
         """

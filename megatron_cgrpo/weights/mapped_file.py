@@ -1,12 +1,21 @@
-"""Parts of files as tensors, without reading them into memory of their own."""
+"""Parts of files as tensors, without reading them into memory of their own; and how much to write to one at once."""
 
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+WRITE_BYTES = 128 << 10
+"""Of one system call. Larger ones make Linux 6.x allocate huge pages of cache, up to ten times slower (measured)."""
+
+
+def start_writeback(descriptor: int, offset: int, length: int) -> None:
+    """Makes the kernel begin to write these bytes to the disk, so that a later fsync has less to wait for."""
+    os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
 
 def map_bytes(path: Path, offset: int, length: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.observe.atomic import sync_directory, write_json
+from megatron_cgrpo.weights.mapped_file import WRITE_BYTES, start_writeback
 from megatron_cgrpo.weights.rows import count_rows
 from megatron_cgrpo.weights.safetensors_header import Header, build_header
 from megatron_cgrpo.weights.tensor_spec import TensorSpec
@@ -92,6 +93,7 @@ class StreamedSafetensors:
         offset = self._plan[file].offsets[name]
         for piece in pieces:
             _write_at(self._descriptors[file], piece, offset)
+            start_writeback(self._descriptors[file], offset, piece.nbytes)
             offset += piece.nbytes
         self._done.add(name)
 
@@ -143,7 +145,7 @@ def _write_at(descriptor: int, tensor: Tensor, offset: int) -> None:
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    """``pwrite`` takes at most 2 GiB, and may take less."""
+    """``pwrite`` may take less than it is given."""
     while data:
-        written = os.pwrite(descriptor, data, offset)
+        written = os.pwrite(descriptor, data[:WRITE_BYTES], offset)
         data, offset = data[written:], offset + written

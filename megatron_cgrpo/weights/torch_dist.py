@@ -34,6 +34,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model_files import MEGATRON_CONFIG, MEGATRON_INDEX
+from megatron_cgrpo.weights.mapped_file import WRITE_BYTES, start_writeback
 from megatron_cgrpo.weights.rows import Rows
 from megatron_cgrpo.weights.tensor_spec import TensorSpec
 from megatron_cgrpo.weights.torch_archive import map_tensor
@@ -86,6 +87,7 @@ class ChunkFile:
         self.chunks.append(StoredChunk(key, offset, tuple(own.shape), self._path.name, start, length))
 
     def close(self) -> None:
+        start_writeback(self._file.fileno(), 0, self._file.tell())
         self._file.close()
 
 
@@ -156,20 +158,30 @@ class TorchDistCheckpoint:
         """Raises ConfigError where the directory is no ``torch_dist`` checkpoint or its metadata is damaged."""
         self.directory = directory
         metadata = _read_metadata(directory)
-        self.tensors: dict[str, TensorSpec] = {
-            key: TensorSpec(entry.properties.dtype, tuple(entry.size))
-            for key, entry in metadata.state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata)
-        }
-        self.objects = sorted(metadata.state_dict_metadata.keys() - self.tensors.keys())
-        self.chunks = list(_stored_chunks(metadata))
+        try:
+            self.tensors: dict[str, TensorSpec] = {
+                key: TensorSpec(entry.properties.dtype, tuple(entry.size))
+                for key, entry in metadata.state_dict_metadata.items()
+                if isinstance(entry, TensorStorageMetadata)
+            }
+            self.objects = sorted(metadata.state_dict_metadata.keys() - self.tensors.keys())
+            self.chunks = list(_stored_chunks(metadata))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{directory / MEGATRON_INDEX} is damaged ({error}): copy the checkpoint again"
+            ) from error
+        if outside := sorted({chunk.file for chunk in self.chunks if Path(chunk.file).name != chunk.file}):
+            raise ConfigError(f"{directory / MEGATRON_INDEX} names files elsewhere ({outside[0]}): copy it again")
         self.reader = ChunkReader(directory, self.chunks)
 
     def fingerprint(self) -> str:
-        """blake3 over the metadata and the sizes of all files, which a save gives an identity of its own."""
+        """blake3 over the metadata, and sizes and times of all files. Raises ConfigError naming a missing one."""
         digest = blake3((self.directory / MEGATRON_INDEX).read_bytes())
         for name in sorted({chunk.file for chunk in self.chunks}):
-            digest.update(f"{name}\0{(self.directory / name).stat().st_size}\0".encode())
+            path = self.directory / name
+            if not path.is_file():
+                raise ConfigError(f"{path} is missing: copy the checkpoint again")
+            digest.update(f"{name}\0{path.stat().st_size}\0{path.stat().st_mtime_ns}\0".encode())
         return digest.hexdigest()
 
 
@@ -191,7 +203,9 @@ def write_index(directory: Path, tensors: Mapping[str, TensorSpec], chunks: Iter
     }
     with (directory / MEGATRON_INDEX).open("wb") as file:
         pickle.dump(Metadata(state_dict_metadata=entries, storage_data=storage), file, protocol=pickle.DEFAULT_PROTOCOL)
-    torch.save({"content_metadata": {}}, directory / COMMON)
+    common = io.BytesIO()
+    torch.save({"content_metadata": {}}, common)
+    (directory / COMMON).write_bytes(common.getvalue())
     (directory / MEGATRON_CONFIG).write_text(json.dumps(_BACKENDS))
 
 
@@ -258,7 +272,7 @@ class _File(io.FileIO):
         written = 0
         try:
             while written < len(view):
-                written += super().write(view[written:]) or 0
+                written += super().write(view[written : written + WRITE_BYTES]) or 0
         except OSError as error:
             self.error = error
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,9 @@ import torch
 from models import save_hf_model
 from policy_cases import Trained, one_rank, two_ranks
 from ranks import run_ranks
+
+from megatron_cgrpo.actor.checkpoint import load_model
+from megatron_cgrpo.config.errors import ConfigError
 
 # 61 rows of vocabulary: two tensor-parallel ranks pad them to 62, the other layouts do not.
 RESUMED = ["tp", "tp, as if moved", "pp", "vpp", "dp", "dp, then tp", "one rank"]
@@ -96,3 +101,15 @@ def test_the_reference_stays_while_the_policy_moves(ranks: list[dict[str, Any]])
 def test_a_gradient_that_is_not_a_number_is_an_error(ranks: list[dict[str, Any]]) -> None:
     assert "gradient norm nan" in ranks[0]["not finite"]
     assert "lower optimizer.lr" in ranks[0]["not finite"]
+
+
+class _Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("raise SystemExit('code of the checkpoint ran')",))
+
+
+def test_metadata_that_would_run_code_is_refused_before_megatron_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(_Payload()))
+    with pytest.raises(ConfigError, match="builtins.exec does not belong there"):
+        load_model(tmp_path, [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,11 +82,11 @@ def test_killed_at_a_random_moment_then_run_again(
 ) -> None:
     source = checkpoints[direction]
     expected = contents(checkpoints["megatron-to-hf" if direction == "hf-to-megatron" else "back"])
-    target, partial = tmp_path / "target", tmp_path / ".target.partial"
+    target, partial = tmp_path / "target", tmp_path / ".target.partial" / "out"
     process = start(direction, source, target)
     # The moment is drawn in units done, not in seconds, which mean nothing on a busy machine.
     done = random.Random(f"{direction}/{seed}").randrange(SHAPE.layers)
-    journal = partial / ".journal.jsonl"
+    journal = partial.parent / "journal.jsonl"
     while process.poll() is None and (not journal.is_file() or journal.read_text().count("\n") < done):
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
@@ -97,14 +98,14 @@ def test_killed_at_a_random_moment_then_run_again(
             torn.write_bytes(torn.read_bytes()[:-100] + bytes(100))
         convert(direction, source, target)
     assert contents(target) == expected
-    assert not partial.exists()
+    assert not partial.parent.exists()
 
 
 def test_what_was_done_is_not_done_again(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """Files of finished units keep their identity on disk."""
-    target, partial = tmp_path / "target", tmp_path / ".target.partial"
+    target, partial = tmp_path / "target", tmp_path / ".target.partial" / "out"
     process = start("hf-to-megatron", checkpoints["hf-to-megatron"], target)
-    journal = partial / ".journal.jsonl"
+    journal = partial.parent / "journal.jsonl"
     while not journal.is_file() or journal.read_text().count("\n") < 3:
         time.sleep(0.001)
         assert process.poll() is None, "finished too soon: make the model larger"
@@ -150,9 +151,29 @@ def test_a_small_disk_is_refused_before_anything_is_written(checkpoints: dict[st
         subprocess.run(["umount", str(disk)], check=True)
 
 
+def test_a_source_that_changed_meanwhile_is_converted_anew(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """Not a byte of the damaged download that the first attempt read may be in the result."""
+    source, target = tmp_path / "hf", tmp_path / "target"
+    shutil.copytree(checkpoints["hf-to-megatron"], source)
+    weights = source / "model.safetensors"
+    good = weights.read_bytes()
+    middle = len(good) // 2
+    weights.write_bytes(good[:middle] + bytes(50) + good[middle + 50 :])
+    process = start("hf-to-megatron", source, target)
+    journal = tmp_path / ".target.partial" / "journal.jsonl"
+    while process.poll() is None and (not journal.is_file() or journal.read_text().count("\n") < 20):
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not target.exists(), "finished too soon: make the model larger"
+    weights.write_bytes(good)
+    convert("hf-to-megatron", source, target)
+    assert contents(target) == contents(checkpoints["megatron-to-hf"])
+
+
 def test_another_job_does_not_take_up_what_was_left(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    target, partial = tmp_path / "target", tmp_path / ".target.partial"
-    partial.mkdir()
+    target, partial = tmp_path / "target", tmp_path / ".target.partial" / "out"
+    partial.mkdir(parents=True)
     (partial / "__9_9.distcp").write_bytes(b"of another layout")
     (partial / "stray").mkdir()
     convert("hf-to-megatron", checkpoints["hf-to-megatron"], target)
@@ -164,7 +185,7 @@ def test_two_processes_at_one_target_and_existing_targets_are_refused(
 ) -> None:
     hf = checkpoints["hf-to-megatron"]
     (tmp_path / ".target.partial").mkdir()
-    with (tmp_path / ".target.partial" / ".lock").open("w") as lock:
+    with (tmp_path / ".target.partial" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="another conversion is writing it"):
             convert("hf-to-megatron", hf, tmp_path / "target")

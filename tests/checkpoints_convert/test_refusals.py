@@ -155,7 +155,7 @@ def test_damage_since_the_conversion_is_found_on_the_way_back(tmp_path: Path) ->
     content = bytearray((target / chunk.file).read_bytes())
     content[chunk.start + chunk.length // 2] ^= 1
     (target / chunk.file).write_bytes(content)
-    with pytest.raises(ConfigError, match="is not what was converted into this checkpoint: a file is damaged"):
+    with pytest.raises(ConfigError, match="is not what conversion.json says: a file is damaged"):
         megatron_to_hf(target, tmp_path / "back", Options())
     assert not (tmp_path / "back").exists()
 
