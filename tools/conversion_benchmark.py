@@ -17,15 +17,17 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from benchmark.checkpoints import check_same, count, nbytes, shape_of, write_model
+from benchmark import other_import
+from benchmark.checkpoints import check_same, count, nbytes, shape_of, size_name, write_model
 from benchmark.figures import Row, rows
 from benchmark.measure import CACHES, Cache, Job, Measurement, torch_rss
-from benchmark.report import Machine, markdown, plot, size_name
+from benchmark.report import Machine, markdown, plot
 from rich.console import Console
 from rich.table import Table
 
@@ -33,8 +35,18 @@ from checkpoints_convert.options import KEEP, Options
 
 COPIES = 4
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
-MEASUREMENTS, MACHINE = "measurements.jsonl", "machine.json"
+MEASUREMENTS, MBRIDGE, MACHINE = "measurements.jsonl", "mbridge.jsonl", "machine.json"
 CONSOLE = Console(soft_wrap=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``sizes`` in parameters, ascending; ``mbridge``: an interpreter that has it."""
+
+    sizes: list[int]
+    repeats: int
+    caches: tuple[Cache, ...]
+    mbridge: Path | None = None
 
 
 def main() -> None:
@@ -42,32 +54,43 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/conversion"))
     parser.add_argument("--sizes", type=parameters, nargs="+", default=["0.25B", "0.5B", "1B", "2B"], metavar="N")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--caches", choices=CACHES, nargs="+", default=CACHES)
+    parser.add_argument("--mbridge", type=Path, metavar="PYTHON", help="measure mbridge's import, too, with this one")
     parser.add_argument("--work", type=Path, help="where the checkpoints are made; default: a directory in --out")
     parser.add_argument("--report", action="store_true", help="measure nothing, report what --out holds")
     options = parser.parse_args()
     options.sizes = [parameters(size) if isinstance(size, str) else size for size in options.sizes]
     if not options.report:
-        measure(options.out, sorted(options.sizes), options.repeats, options.work or options.out / "checkpoints")
-    report(options.out, sys.argv[1:])
+        plan = Plan(sorted(options.sizes), options.repeats, tuple(options.caches), options.mbridge)
+        command = shlex.join(["python", "tools/conversion_benchmark.py", *sys.argv[1:]])
+        measure(options.out, plan, options.work or options.out / "checkpoints", command)
+    report(options.out)
 
 
-def measure(out: Path, sizes: list[int], repeats: int, work: Path) -> None:
+def measure(out: Path, plan: Plan, work: Path, command: str) -> None:
     if (out / MEASUREMENTS).exists():
         raise SystemExit(f"{out} holds an earlier measurement: name another --out, or report it with --report")
     out.mkdir(parents=True, exist_ok=True)
-    (out / MACHINE).write_text(json.dumps(asdict(machine(work)), indent=2) + "\n", encoding="utf-8")
-    with (out / MEASUREMENTS).open("w", encoding="utf-8") as file:
-        for size in sizes:
-            for measurement in measure_size(size, repeats, work):
-                file.write(measurement.to_json() + "\n")
-                file.flush()
-                CONSOLE.print(
-                    f"{size_name(measurement.parameters)} {measurement.operation} {measurement.cache}: "
-                    f"{measurement.seconds:.2f} s, {measurement.peak_rss / 1e6:.0f} MB"
-                )
+    (out / MACHINE).write_text(json.dumps(asdict(machine(work, command)), indent=2) + "\n", encoding="utf-8")
+    for size in plan.sizes:
+        for measured in measure_size(size, plan, work):
+            name = MBRIDGE if isinstance(measured, other_import.Import) else MEASUREMENTS
+            with (out / name).open("a", encoding="utf-8") as file:
+                file.write(measured.to_json() + "\n")
+            CONSOLE.print(describe(measured))
 
 
-def measure_size(parameters: int, repeats: int, work: Path) -> Iterator[Measurement]:
+def describe(measured: Measurement | other_import.Import) -> str:
+    if isinstance(measured, Measurement):
+        what, seconds, peak = f"{measured.operation} {measured.cache}", measured.seconds, measured.peak_rss
+    else:
+        what, seconds = f"mbridge tp={measured.tp} pp={measured.pp}", measured.load + measured.save
+        peak = sum(measured.peak_rss)
+    return f"{size_name(measured.parameters)} {what}: {seconds:.2f} s, {peak / 1e6:.0f} MB"
+
+
+def measure_size(parameters: int, plan: Plan, work: Path) -> Generator[Measurement | other_import.Import, None, None]:
+    """Deletes ``work`` in the end."""
     shape = shape_of(parameters)
     needed = COPIES * nbytes(shape)
     work.mkdir(parents=True, exist_ok=True)
@@ -80,23 +103,29 @@ def measure_size(parameters: int, repeats: int, work: Path) -> Iterator[Measurem
     try:
         CONSOLE.print(f"a checkpoint of {size[0]:,} parameters, {shape}")
         write_model(hf, shape)
-        for repeat in range(repeats):
-            for cache in alternate(CACHES, repeat):
+        for repeat in range(plan.repeats):
+            for cache in alternate(plan.caches, repeat):
                 for job in jobs if repeat % 2 == 0 else [*jobs[1:], jobs[0]]:
                     yield job.run(cache, repeat)
                 check_same(hf, back)
                 for directory in (copy, megatron, back):
                     shutil.rmtree(directory)
+            if plan.mbridge is not None:
+                for variant in other_import.VARIANTS:
+                    yield other_import.run(plan.mbridge, hf, work / "mbridge", size, variant)
     finally:
         shutil.rmtree(work)
 
 
-def report(out: Path, arguments: list[str]) -> None:
+def report(out: Path) -> None:
     lines = (out / MEASUREMENTS).read_text(encoding="utf-8").splitlines()
     found = rows([Measurement(**json.loads(line)) for line in lines])
     on = Machine(**json.loads((out / MACHINE).read_text(encoding="utf-8")))
-    command = shlex.join(["python", "tools/conversion_benchmark.py", *arguments])
-    (out / "figures.md").write_text(markdown(found, on, command), encoding="utf-8")
+    text = markdown(found, on)
+    if (out / MBRIDGE).exists():
+        lines = (out / MBRIDGE).read_text(encoding="utf-8").splitlines()
+        text += f"\n{other_import.table([other_import.Import(**json.loads(line)) for line in lines])}\n"
+    (out / "figures.md").write_text(text, encoding="utf-8")
     plot(found, on, out / "figures.png")
     CONSOLE.print(summary(found))
     CONSOLE.print(f"{out}/figures.md and figures.png hold the rest")
@@ -118,9 +147,11 @@ def summary(found: list[Row]) -> Table:
     return table
 
 
-def machine(work: Path) -> Machine:
-    tiny = [each for each in measure_size(1, 1, work) if each.operation != "cp"]
+def machine(work: Path, command: str) -> Machine:
+    with closing(measure_size(1, Plan([1], 1, ("warm",)), work)) as tiny:
+        fixed = next(m for m in tiny if isinstance(m, Measurement) and m.operation == "hf-to-megatron")
     return Machine(
+        command=command,
         cores=len(os.sched_getaffinity(0)),
         processor=processor(),
         memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
@@ -128,8 +159,8 @@ def machine(work: Path) -> Machine:
         torch=torch.__version__,
         threads=Options.parse(KEEP, None).threads,
         torch_rss=torch_rss(),
-        fixed_rss=max(each.peak_rss for each in tiny),
-        fixed_anonymous=max(each.peak_anonymous for each in tiny),
+        fixed_rss=fixed.peak_rss,
+        fixed_anonymous=fixed.peak_anonymous,
     )
 
 

@@ -52,6 +52,11 @@ def count(shape: ModelShape) -> int:
     return sum(math.prod(size) for size in hf_shapes(shape).values())
 
 
+def size_name(parameters: int) -> str:
+    """500000000 -> 0.50B."""
+    return f"{parameters / 1e9:.2f}B" if parameters >= 10**8 else f"{parameters / 1e6:.3g}M"
+
+
 def nbytes(shape: ModelShape) -> int:
     """Of all weights, in ``DTYPE``."""
     return count(shape) * DTYPE.itemsize

@@ -65,9 +65,10 @@ class Line:
 def rows(measurements: Sequence[Measurement]) -> list[Row]:
     """By size, conversion, then cache. The peaks are the largest of all repeats, not medians."""
     found = []
+    caches = [cache for cache in CACHES if any(m.cache == cache for m in measurements)]
     for size in sorted({m.bytes for m in measurements}):
         for operation in CONVERSIONS:
-            for cache in CACHES:
+            for cache in caches:
                 own = _select(measurements, size, operation, cache)
                 copies = _select(measurements, size, "cp", cache)
                 found.append(

@@ -76,7 +76,8 @@ def run_rank(rank: int, port: int, options: argparse.Namespace) -> None:
     dist.barrier()
     saved = time.monotonic()
     seconds = {"load": loaded - started, "save": saved - loaded}
-    print(json.dumps({"rank": rank, **seconds, "rss_before": before, "peak_rss": peak_rss()}), flush=True)
+    found = {"rank": rank, **seconds, "rss_before": before, "peak_rss": peak_rss()}
+    os.write(1, f"{json.dumps(found)}\n".encode())  # at once: the ranks share the output
 
 
 def local_bridge() -> type[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark.checkpoints import QWEN3_32B, in_flight, nbytes, shape_of
+from benchmark.checkpoints import QWEN3_32B, in_flight, nbytes, shape_of, size_name
 from benchmark.figures import RSS_FIXED, RSS_SHARE, Line, Row, at_measured_rate, fit, memory_factor, series
 from benchmark.measure import CACHES, CONVERSIONS, LAYOUT, Cache, Operation
 from matplotlib.axes import Axes
@@ -26,6 +26,7 @@ class Machine:
     nothing, which checks the tokenizer with transformers.
     """
 
+    command: str
     cores: int
     processor: str
     memory: int
@@ -62,9 +63,9 @@ class Memory:
         return cls(factors, fixed + factors[-1] * in_flight(QWEN3_32B, threads))
 
 
-def markdown(found: Sequence[Row], machine: Machine, command: str) -> str:
+def markdown(found: Sequence[Row], machine: Machine) -> str:
     parts = [
-        f"`{command}`",
+        f"`{machine.command}`",
         f"{machine.processor}, {machine.cores} cores, {machine.memory / 2**30:.0f} GiB, {machine.system}, torch "
         f"{machine.torch}; {machine.threads} threads, {' '.join(LAYOUT)}, bf16, medians of {found[0].repeats} (peaks: "
         "largest). Every round trip was bit-exact.",
@@ -74,10 +75,6 @@ def markdown(found: Sequence[Row], machine: Machine, command: str) -> str:
         f"A 32B shape (Qwen3-32B) has {nbytes(QWEN3_32B):,} bytes of bf16 weights.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def size_name(parameters: int) -> str:
-    return f"{parameters / 1e9:.2f}B" if parameters >= 10**8 else f"{parameters / 1e6:.3g}M"
 
 
 def throughput_table(found: Sequence[Row]) -> str:
@@ -137,7 +134,7 @@ def fit_table(found: Sequence[Row]) -> str:
     heads.append("32B at the largest size's rate")
     body = []
     for operation in CONVERSIONS:
-        for cache in CACHES:
+        for cache in _caches(found):
             own = series(found, operation, cache)
             line = _line(own)
             rate = _duration(at_measured_rate(own, nbytes(QWEN3_32B)))
@@ -170,20 +167,22 @@ def plot(found: Sequence[Row], machine: Machine, path: Path) -> None:
 
 def _seconds(axes: Axes, found: Sequence[Row], far: bool) -> None:
     last = nbytes(QWEN3_32B)
-    for cache in CACHES:
+    for cache in _caches(found):
         for operation in CONVERSIONS:
             own = series(found, operation, cache)
             label, colour = f"{operation}, {cache}", _COLOURS[operation]
-            axes.plot(*_points(own, [row.seconds for row in own]), "o", color=colour, fillstyle=_fill(cache))
+            axes.plot(_gigabytes(own), [row.seconds for row in own], "o", color=colour, fillstyle=_fill(cache))
             line = _line(own)
             ends = [own[0].bytes, last if far else own[-1].bytes]
             if line is not None:
-                axes.plot(*_scaled(ends, [line.at(x) for x in ends]), _STYLES[cache], color=colour, label=label)
+                axes.plot(
+                    [x / _GB for x in ends], [line.at(x) for x in ends], _STYLES[cache], color=colour, label=label
+                )
                 if far:
                     axes.plot(last / _GB, line.at(last), "*", color=colour, markersize=12, fillstyle=_fill(cache))
         copies = series(found, CONVERSIONS[0], cache)
         values = [row.cp_synced for row in copies]
-        axes.plot(*_points(copies, values), "x" + _STYLES[cache], color=_COLOURS["cp"], label=f"cp + fsync, {cache}")
+        axes.plot(_gigabytes(copies), values, "x" + _STYLES[cache], color=_COLOURS["cp"], label=f"cp + fsync, {cache}")
     axes.set_ylabel("seconds")
     axes.set_title("to 32B, by the lines (★)" if far else "measured, with least-squares lines", fontsize=10)
 
@@ -194,7 +193,7 @@ def _memory(axes: Axes, found: Sequence[Row], machine: Machine) -> None:
     for operation in CONVERSIONS:
         own, colour = [row for row in peaks if row.operation == operation], _COLOURS[operation]
         values = [row.peak_rss / _GB for row in own]
-        axes.plot(*_points(own, values), "o-", color=colour, label=operation)
+        axes.plot(_gigabytes(own), values, "o-", color=colour, label=operation)
         resident = Memory.resident(own, machine).extrapolated
         axes.plot(last / _GB, resident / _GB, "*", color=colour, markersize=12)
     sizes = [*sorted({row.bytes for row in found}), last]
@@ -207,11 +206,8 @@ def _memory(axes: Axes, found: Sequence[Row], machine: Machine) -> None:
 
 def _larger_peaks(found: Sequence[Row]) -> list[Row]:
     """Of warm and cold, which differ little, the row with the larger peak."""
-    pairs = [(row.bytes, row.operation) for row in found if row.cache == CACHES[0]]
-    return [
-        max((row for row in found if (row.bytes, row.operation) == pair), key=lambda row: row.peak_rss)
-        for pair in pairs
-    ]
+    by_pair = {(row.bytes, row.operation): row for row in sorted(found, key=lambda row: row.peak_rss)}
+    return sorted(by_pair.values(), key=lambda row: row.bytes)
 
 
 def _memory_cells(
@@ -227,16 +223,16 @@ def _memory_cells(
     ]
 
 
+def _caches(found: Sequence[Row]) -> list[Cache]:
+    return [cache for cache in CACHES if any(row.cache == cache for row in found)]
+
+
 def _line(found: Sequence[Row]) -> Line | None:
     return fit([row.bytes for row in found], [row.seconds for row in found])
 
 
-def _points(found: Sequence[Row], values: Sequence[float]) -> tuple[list[float], Sequence[float]]:
-    return [row.bytes / _GB for row in found], values
-
-
-def _scaled(sizes: Sequence[float], values: Sequence[float]) -> tuple[list[float], Sequence[float]]:
-    return [size / _GB for size in sizes], values
+def _gigabytes(found: Sequence[Row]) -> list[float]:
+    return [row.bytes / _GB for row in found]
 
 
 def _fill(cache: Cache) -> str:

@@ -1,0 +1,8 @@
+"""The tools import their modules as scripts do: from their own directory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
