@@ -128,7 +128,7 @@ class _Architecture:
             self.notes.append("no config.json: the architecture is not known, and padding counts as parameters")
             return
         try:
-            shape = read_model_shape(directory)
+            shape = read_model_shape(directory, "config.json")
         except ConfigError as error:
             self.notes.append(f"not supported: {error}")
         else:

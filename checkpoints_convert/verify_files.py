@@ -19,7 +19,8 @@ _NOT_THE_MODEL = ("dtype", "torch_dtype", "quantization_config", "transformers_v
 def check_config(hf: Path, megatron: Path, field: str, shape: ModelShape) -> Check:
     """Equal where it defines the model or ends a generation; other fields that differ are named all the same.
 
-    ``field`` is the option that named ``megatron``, ``shape`` that of ``hf``. Raises ConfigError where Megatron's file describes nothing that is supported.
+    ``field`` is the option that named ``megatron``, ``shape`` is that of ``hf``. Raises ConfigError where Megatron's
+    file describes nothing that is supported.
     """
     same_shape = read_model_shape(megatron, field) == shape
     theirs, ours = read_json_object(hf / CONFIG), read_json_object(megatron / CONFIG)

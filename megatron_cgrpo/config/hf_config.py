@@ -6,39 +6,30 @@ out has the default of transformers' configuration class; the sizes that make th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from megatron_cgrpo.config.architectures import FAMILIES, Family
 from megatron_cgrpo.config.config_json import ConfigJson
+from megatron_cgrpo.config.config_keys import OTHER_MODEL, refuse_unknown_keys, refuse_unknown_rope_keys
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.shape import Experts, ModelShape, RopeScaling
-
-_OTHER_MODEL = "choose a model without it"
-
-# Absent, null, or exactly this.
-_ONLY: dict[str, Any] = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "partial_rotary_factor": 1,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "shared_expert_intermediate_size": 0,
-    "n_shared_experts": 0,
-    "num_shared_experts": 0,
-}
 
 # What Megatron-core's RotaryEmbedding computes: all but the factor are constants there.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192.0}
 
 
-def read_model_shape(directory: Path) -> ModelShape:
-    """Read ``config.json``. Raises ConfigError where it is missing or damaged, or names something unsupported."""
-    file = ConfigJson.read(directory)
+def read_model_shape(directory: Path, field: str = "model.path") -> ModelShape:
+    """Read ``config.json``. Raises ConfigError where it is missing or damaged, or names something unsupported.
+
+    ``field`` is what names ``directory`` to the user, a recipe's field or an option; messages start with it.
+    """
+    file = ConfigJson.read(directory, field)
     architecture, family = _family(file)
     config = file.over(family.all_defaults)
     rope = _rope(config)
+    refuse_unknown_keys(file, family)
     _refuse_unsupported(config, family)
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
     return ModelShape(
@@ -107,8 +98,12 @@ def _family(file: ConfigJson) -> tuple[str, Family]:
     architectures = file.content.get("architectures")
     named = str(architectures[0]) if isinstance(architectures, list) and architectures else "none"
     if named not in FAMILIES:
-        supported = " or ".join(FAMILIES)
-        raise ConfigError(f"model.path: architecture {named} of {file.path} is not supported: {supported}")
+        remedy = (
+            "choose a model of" if named != "none" else 'the file names no architecture: add "architectures", one of'
+        )
+        raise ConfigError(
+            f"{file.field}: architecture {named} of {file.path} is not supported: {remedy} {' or '.join(FAMILIES)}"
+        )
     family = FAMILIES[named]
     if file.content.get("model_type", family.model_type) != family.model_type:
         raise file.unsupported("model_type", f"{named} is of type {family.model_type}: download the file again")
@@ -116,19 +111,18 @@ def _family(file: ConfigJson) -> tuple[str, Family]:
 
 
 def _refuse_unsupported(config: ConfigJson, family: Family) -> None:
-    for key, only in _ONLY.items():
-        found = config.content.get(key)
-        if found is not None and found != only:
-            raise config.unsupported(key, f"only {only!r} is: {_OTHER_MODEL}")
-    if any(kind != "full_attention" for kind in config.content.get("layer_types") or []):
-        raise config.unsupported("layer_types", f"every layer must have full attention: {_OTHER_MODEL}")
+    layer_types = config.content.get("layer_types")
+    if layer_types is not None and not (
+        isinstance(layer_types, list) and all(kind == "full_attention" for kind in layer_types)
+    ):
+        raise config.unsupported("layer_types", f"only a list of 'full_attention' is: {OTHER_MODEL}")
     windowed = config.content.get("sliding_window") is not None
     if family.window_switch:
         windowed = windowed and config.flag("use_sliding_window")
     if windowed and config.size("sliding_window") < config.size("max_position_embeddings"):
         raise config.unsupported(
             "sliding_window",
-            f"with {config.size('max_position_embeddings')} positions it limits attention: {_OTHER_MODEL} "
+            f"with {config.size('max_position_embeddings')} positions it limits attention: {OTHER_MODEL} "
             "(this value may be the default: transformers applies it where the file leaves out the key), or, for "
             "sequences that never exceed the window, lower max_position_embeddings to it",
         )
@@ -158,7 +152,7 @@ def _head_dim(config: ConfigJson, hidden: int, heads: int) -> int:
     else:
         head_dim = hidden // heads
     if head_dim % 2:
-        raise config.unsupported("head_dim", f"rotary embedding cannot turn heads of width {head_dim}: {_OTHER_MODEL}")
+        raise config.unsupported("head_dim", f"rotary embedding cannot turn heads of width {head_dim}: {OTHER_MODEL}")
     return head_dim
 
 
@@ -166,21 +160,22 @@ def _rope(config: ConfigJson) -> ConfigJson:
     """Rotary parameters of both layouts (``rope_scaling`` with values beside it, ``rope_parameters``) in one place."""
     nested = config.mapping("rope_scaling") or config.mapping("rope_parameters")
     if any(isinstance(value, dict) for value in nested.values()):
-        raise config.unsupported("rope_parameters", f"all layers must have the same rotation: {_OTHER_MODEL}")
+        raise config.unsupported("rope_parameters", f"all layers must have the same rotation: {OTHER_MODEL}")
     beside = {
         "rope_theta": config.content["rope_theta"],
         "partial_rotary_factor": config.content.get("partial_rotary_factor"),
         "original_max_position_embeddings": config.content.get("max_position_embeddings"),
         "rope_type": nested.get("type", "default"),
     }
-    rope = ConfigJson({**beside, **nested}, config.path)
+    rope = replace(config, content={**beside, **nested})
     if "original_max_position_embeddings" in config.content:  # transformers gives this one precedence
         original = {"original_max_position_embeddings": config.content["original_max_position_embeddings"]}
-        rope = ConfigJson({**rope.content, **original}, config.path)
+        rope = replace(rope, content={**rope.content, **original})
     if rope.content["rope_type"] not in ("default", "llama3"):
-        raise rope.unsupported("rope_type", f"only 'default' and 'llama3' are: {_OTHER_MODEL}")
+        raise rope.unsupported("rope_type", f"only 'default' and 'llama3' are: {OTHER_MODEL}")
     if rope.content["partial_rotary_factor"] not in (None, 1):
-        raise rope.unsupported("partial_rotary_factor", f"only 1 is: {_OTHER_MODEL}")
+        raise rope.unsupported("partial_rotary_factor", f"only 1 is: {OTHER_MODEL}")
+    refuse_unknown_rope_keys(rope)
     return rope
 
 
@@ -189,7 +184,7 @@ def _rope_scaling(rope: ConfigJson) -> RopeScaling | None:
         return None
     for key, only in _LLAMA3.items():
         if rope.number(key) != only:
-            raise rope.unsupported(key, f"Megatron-core computes llama3 scaling with {only:g} only: {_OTHER_MODEL}")
+            raise rope.unsupported(key, f"Megatron-core computes llama3 scaling with {only:g} only: {OTHER_MODEL}")
     return RopeScaling(
         factor=rope.number("factor"),
         low_freq_factor=rope.number("low_freq_factor"),
@@ -204,7 +199,7 @@ def _experts(file: ConfigJson, family: Family) -> Experts | None:
     if keys is None:
         return None
     written = {key: file.content[key] for key in ("num_experts", "num_local_experts") if key in file.content}
-    if len(set(written.values())) == 2:
+    if len(written) == 2 and written["num_experts"] != written["num_local_experts"]:
         raise file.unsupported("num_experts", f"num_local_experts={written['num_local_experts']} disagrees: keep one")
     config = file.over(family.all_defaults)
     count_key = next(iter(written), keys.count)

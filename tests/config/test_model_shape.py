@@ -445,6 +445,9 @@ def test_what_changes_nothing_is_accepted(tmp_path: Path) -> None:
     ("architecture", "keys", "reason"),
     [
         (LLAMA, {"architectures": ["FalconForCausalLM"]}, "architecture FalconForCausalLM"),
+        (LLAMA, {"architectures": ["FalconForCausalLM"]}, "choose a model of LlamaForCausalLM or "),
+        (LLAMA, {"architectures": ...}, 'names no architecture: add "architectures", one of LlamaForCausalLM or'),
+        (LLAMA, {"architectures": []}, "names no architecture"),
         (LLAMA, {"model_type": "mistral"}, "model_type='mistral' .* is of type llama"),
         (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='linear'"),
         (QWEN2, {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type='yarn'"),
@@ -471,6 +474,7 @@ def test_what_changes_nothing_is_accepted(tmp_path: Path) -> None:
         (QWEN2, {"use_sliding_window": True}, "sliding_window=4096"),
         (QWEN3_MOE, {"use_sliding_window": True, "sliding_window": 16}, "sliding_window=16"),
         (QWEN3, {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types="),
+        (LLAMA, {"layer_types": 5}, "layer_types=5 .* only a list of 'full_attention' is"),
         (LLAMA, {"attention_bias": True}, "attention_bias=True"),
         (QWEN3, {"attention_bias": True}, "attention_bias=True"),
         (LLAMA, {"mlp_bias": True}, "mlp_bias=True"),
@@ -491,6 +495,10 @@ def test_what_changes_nothing_is_accepted(tmp_path: Path) -> None:
         (LLAMA, {"vocab_size": ...}, "vocab_size=None .* is not a size"),
         (LLAMA, {"num_hidden_layers": True}, "num_hidden_layers=True .* is not a size"),
         (LLAMA, {"rms_norm_eps": 0}, "rms_norm_eps=0 .* no positive number"),
+        (LLAMA, {"rms_norm_eps": float("nan")}, "rms_norm_eps=nan .* no positive number"),
+        (LLAMA, {"rms_norm_eps": float("inf")}, "rms_norm_eps=inf .* no positive number"),
+        (LLAMA, {"rope_theta": 10**400}, "rope_theta=1000.* no positive number"),
+        (QWEN3_MOE, {"num_experts": [4]}, r"num_experts=\[4\] .* is not a size"),
         (LLAMA, {"rope_theta": None}, "rope_theta=None .* no positive number"),
         (LLAMA, {"tie_word_embeddings": "no"}, "tie_word_embeddings='no' .* neither true nor false"),
     ],
@@ -500,3 +508,21 @@ def test_what_cannot_be_reproduced_is_refused_by_name_and_value(
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
         read(tmp_path, architecture, **keys)
+
+
+def test_messages_name_the_field_that_named_the_directory(tmp_path: Path) -> None:
+    contents = [
+        "{",
+        "[]",
+        "{}",
+        '{"architectures": ["FalconForCausalLM"]}',
+        json.dumps({"architectures": [LLAMA], "model_type": "llama"} | SIZES | {"hidden_act": "gelu"}),
+        json.dumps({"architectures": [LLAMA], "model_type": "llama"} | SIZES | {"vocab_size": "many"}),
+        json.dumps({"architectures": [LLAMA], "model_type": "llama"} | SIZES | {"rope_scaling": {"type": "yarn"}}),
+    ]
+    with pytest.raises(ConfigError, match="^--hf: cannot read config.json"):
+        read_model_shape(tmp_path, "--hf")
+    for content in contents:
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ConfigError, match="^--hf: "):
+            read_model_shape(tmp_path, "--hf")
