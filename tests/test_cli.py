@@ -1,5 +1,6 @@
 """The command line as a user meets it, in a process of its own."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,24 @@ def test_help_has_an_example(command: str) -> None:
     result = mcgrpo(command, "--help")
     assert result.returncode == 0
     assert f"Example: mcgrpo {command} examples/sandbox.yaml" in " ".join(result.stdout.split())
+
+
+def test_score_adds_reward_and_cause_to_every_row(tmp_path: Path) -> None:
+    rows = [
+        {"response": "so \\boxed{1/2}", "answer": "0.5", "id": 7},
+        {"response": "\\boxed{3}", "answer": 4},
+        {"response": "no idea", "answer": "3"},
+    ]
+    file = tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = mcgrpo("score", file, "--domain", "math", "--json")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert (summary["rows"], summary["correct"], summary["wrong"], summary["unparsable"]) == (3, 1, 1, 1)
+    scored = [json.loads(line) for line in (tmp_path / "answers.scored.jsonl").read_text().splitlines()]
+    causes = [(1.0, "correct"), (0.0, "wrong"), (0.0, "no_answer")]
+    assert scored == [
+        row | {"reward": reward, "cause": cause} for row, (reward, cause) in zip(rows, causes, strict=True)
+    ]
+    refused = mcgrpo("score", file, "--domain", "maths")
+    assert refused.returncode == 2 and "domain=maths is unknown: use one of math, choice" in refused.stderr

@@ -8,28 +8,27 @@ from fractions import Fraction
 from megatron_cgrpo.types import FinishReason, Verdict
 
 _BOX = "\\boxed{"
+_TOKEN = re.compile(r"\\boxed\{|\\(?:[{}]|\\(?!boxed\{))|[{}]")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(/\d+)?", re.ASCII)
 _LONGEST_NUMBER = 100  # characters; arithmetic on longer ones is never what an answer needs
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""Contents of the last ``\boxed{...}`` whose braces balance, or None."""
-    end = len(text)
-    while (start := text.rfind(_BOX, 0, end)) >= 0:
-        content = _balanced(text, start + len(_BOX))
-        if content is not None:
-            return content
-        end = start
-    return None
+    r"""Contents of the last ``\boxed{...}`` whose braces balance, or None.
 
-
-def _balanced(text: str, start: int) -> str | None:
-    depth = 1
-    for i in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if depth == 0:
-            return text[start:i]
-    return None
+    ``\{`` and ``\}`` are LaTeX's printed braces and open no group. One pass, so that a degenerate response of
+    thousands of boxes costs no more than its length.
+    """
+    opened: list[int | None] = []  # where the contents start, for the groups that a box opened
+    last: tuple[int, int] | None = None
+    for token in _TOKEN.finditer(text):
+        if token[0] in (_BOX, "{"):
+            opened.append(token.end() if token[0] == _BOX else None)
+        elif token[0] == "}" and opened:
+            start = opened.pop()
+            if start is not None and (last is None or start > last[0]):
+                last = start, token.start()
+    return None if last is None else text[slice(*last)]
 
 
 def same_answer(given: str, expected: str) -> bool:
