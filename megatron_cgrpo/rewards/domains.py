@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.errors import ConfigError, RunError
 from megatron_cgrpo.rewards.verifier import Verifier
 
 Domain = Literal["math", "choice", "exact", "code"]
@@ -14,7 +14,7 @@ def make_verifier(domain: str, *, workers: int = 2, allow_weak_sandbox: bool = F
     """The domain's verifier; close it when done. ``workers`` is how many answers or programs are checked at once.
 
     Raises ``ConfigError`` for an unknown domain, ``ImportError`` where math-verify is missing, and
-    ``SandboxUnavailable`` where code cannot be confined and ``allow_weak_sandbox`` is off.
+    ``RunError`` where code cannot be confined and ``allow_weak_sandbox`` is off.
     """
     if domain == "math":
         from megatron_cgrpo.rewards.math_answer import MathVerifier
@@ -30,6 +30,10 @@ def make_verifier(domain: str, *, workers: int = 2, allow_weak_sandbox: bool = F
         return ExactVerifier()
     if domain == "code":
         from megatron_cgrpo.rewards.program import CodeVerifier
+        from megatron_cgrpo.rewards.sandbox import SandboxUnavailable
 
-        return CodeVerifier(workers, allow_weak=allow_weak_sandbox)
+        try:
+            return CodeVerifier(workers, allow_weak=allow_weak_sandbox)
+        except SandboxUnavailable as error:
+            raise RunError(str(error)) from error
     raise ConfigError(f"domain={domain} is unknown: use one of {', '.join(get_args(Domain))}")

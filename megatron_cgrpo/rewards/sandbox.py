@@ -23,7 +23,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from megatron_cgrpo.config.errors import RunError
 
 _CONFINE = Path(__file__).with_name("confine.py")
 _PYTHON = "/python/bin/python3"
@@ -33,7 +32,7 @@ _ENVIRONMENT = {"LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", "TMPDIR": "/tmp", "H
 _MARK = b"\0confine: "
 
 
-class SandboxUnavailable(RunError):
+class SandboxUnavailable(RuntimeError):
     """The kernel refuses the namespaces that confinement needs."""
 
 
