@@ -46,7 +46,7 @@ def test_validate_loads_nothing_heavy() -> None:
     [
         ("validate", "train.stesp=1", "error train.stesp: no such key; the nearest is train.steps"),
         ("validate", "model.path=nowhere", "error model.path"),
-        ("train", "parallel.tp=8", "error parallel.tp=8: exceeds the model's 4 key/value heads"),
+        ("train", "parallel.tp=8", "error parallel.tp=8: does not divide the model's attention heads 4"),
         ("eval", "rollout.top_p=0.9", "error rollout.top_p=0.9"),
         ("sample", "critic.kind=none", "error algorithm.refinements=1"),
     ],
@@ -88,8 +88,7 @@ def test_score_adds_reward_and_cause_to_every_row(tmp_path: Path) -> None:
     assert (summary["rows"], summary["correct"], summary["wrong"], summary["unparsable"]) == (3, 1, 1, 1)
     scored = [json.loads(line) for line in (tmp_path / "answers.scored.jsonl").read_text().splitlines()]
     causes = [(1.0, "correct"), (0.0, "wrong"), (0.0, "no_answer")]
-    assert scored == [
-        row | {"reward": reward, "cause": cause} for row, (reward, cause) in zip(rows, causes, strict=True)
-    ]
+    added = [{"reward": reward, "cause": cause} for reward, cause in causes]
+    assert scored == [row | more for row, more in zip(rows, added, strict=True)]
     refused = mcgrpo("score", file, "--domain", "maths")
     assert refused.returncode == 2 and "domain=maths is unknown: use one of math, choice" in refused.stderr

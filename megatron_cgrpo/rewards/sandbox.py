@@ -23,7 +23,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-
 _CONFINE = Path(__file__).with_name("confine.py")
 _PYTHON = "/python/bin/python3"
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
