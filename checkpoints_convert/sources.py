@@ -7,12 +7,12 @@ from typing import Protocol
 
 import torch
 
-from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.weights.coverage import check_hf
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.rows import Rows
 from megatron_cgrpo.weights.weight import Weight
+
 
 class Source(Protocol):
     """Thread-safe. ``read`` may give views of mapped files, and pieces of tensors, so that little is held in memory.
