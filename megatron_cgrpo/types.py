@@ -40,6 +40,10 @@ class Prompt:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+NOT_TRAINED = -1
+"""The weight version of a model that is served as it is."""
+
+
 @dataclass(frozen=True)
 class Completion:
     """What an engine returns for one requested continuation.
@@ -71,7 +75,7 @@ class Critique:
     """Language feedback on one response.
 
     ``concludes_correct`` is the critic's own verdict, None where it gives none that can be parsed.
-    ``generated_tokens`` is what it cost to write (0 for templates and programs).
+    ``generated_tokens`` is what it cost to write, failed attempts included (0 for templates and programs).
     ``failures`` lists the causes of the attempts that failed before this one.
     """
 
@@ -89,6 +93,7 @@ class Sample:
 
     For a refinement, ``completion.logprobs`` are conditioned on the critique, so they are not the policy's
     log-probabilities given the question alone; ``parent`` is the index of the initial response it refines.
+    ``judged`` is the reward by a critic's conclusion, where that trains in place of the verifier's.
     """
 
     origin: Origin
@@ -98,10 +103,12 @@ class Sample:
     seed: int
     parent: int | None = None
     critique: Critique | None = None
+    judged: float | None = None
 
     @property
     def reward(self) -> float:
-        return self.verdict.reward
+        """What trains."""
+        return self.verdict.reward if self.judged is None else self.judged
 
 
 @dataclass(frozen=True)

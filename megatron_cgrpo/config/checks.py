@@ -11,12 +11,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_cgrpo.config.critic_checks import critic_input_problems, critic_problems
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model_files import VOCABULARIES, has_tokenizer, is_megatron
 from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.task import FileTaskConfig, MisconceptionsConfig
-from megatron_cgrpo.config.tensor_parallel import tensor_parallel_problems
+from megatron_cgrpo.config.tensor_parallel import engine_layout_problems, tensor_parallel_problems
 
 _BUCKET_PADDING = 128  # elements, in Megatron's gradient buffers
 
@@ -36,11 +37,20 @@ def check_inputs(recipe: Recipe) -> None:
     """Raises ConfigError for a model directory or data file that cannot be used."""
     problems: list[str] = []
     if recipe.model.path is not None:
-        problems += _model_files(recipe.model.path)
+        problems += _model_files("model.path", recipe.model.path)
     if isinstance(recipe.task, FileTaskConfig):
         for field, path in (("task.train", recipe.task.train), ("task.test", recipe.task.test)):
             if not path.is_file():
                 problems.append(f"{field}={path}: there is no such file: name a JSONL or parquet file")
+    critic_model = recipe.critic.model.path
+    if recipe.critic.needs_model and critic_model is not None:
+        problems += _model_files("critic.model.path", critic_model)
+        if is_megatron(critic_model):
+            problems.append(
+                f"critic.model.path={critic_model}: is a Megatron checkpoint, which engines do not read: name a "
+                "Hugging Face directory"
+            )
+    problems += critic_input_problems(recipe)
     if problems:
         raise ConfigError(problems)
 
@@ -77,17 +87,8 @@ def _batch(recipe: Recipe) -> Iterator[str]:
 
 
 def _method(recipe: Recipe) -> Iterator[str]:
-    algorithm, critic = recipe.algorithm, recipe.critic
-    if algorithm.refinements and critic.kind == "none":
-        yield (
-            f"algorithm.refinements={algorithm.refinements}: nobody criticises (critic.kind=none): "
-            "set algorithm.refinements=0, or a critic"
-        )
-    if critic.kind != "none" and not algorithm.refinements:
-        yield (
-            f"critic.kind={critic.kind}: its critiques would train nothing (algorithm.refinements=0): "
-            "set critic.kind=none, or algorithm.refinements=1"
-        )
+    algorithm = recipe.algorithm
+    yield from critic_problems(recipe)
     if algorithm.refinements > algorithm.group_size:
         yield (
             f"algorithm.refinements={algorithm.refinements}: each of the algorithm.group_size={algorithm.group_size} "
@@ -129,7 +130,7 @@ def _task(recipe: Recipe) -> Iterator[str]:
 
 
 def _layout(recipe: Recipe, model: ModelShape) -> Iterator[str]:
-    parallel, engine = recipe.parallel, recipe.rollout.tensor_parallel
+    parallel = recipe.parallel
     yield from tensor_parallel_problems(model, "parallel.tp", parallel.tp)
     if model.experts is not None and parallel.tp > 1 and not parallel.sequence_parallel:
         yield (
@@ -143,16 +144,7 @@ def _layout(recipe: Recipe, model: ModelShape) -> Iterator[str]:
             f"parallel.pp={parallel.pp}, parallel.vpp={parallel.vpp}: the model's {model.layers} layers do not divide "
             f"into {chunks} chunks: choose a divisor"
         )
-    if model.heads % engine:
-        yield (
-            f"rollout.tensor_parallel={engine}: the model's {model.heads} attention heads are not divisible by it: "
-            "choose a divisor"
-        )
-    elif max(model.kv_heads, engine) % min(model.kv_heads, engine):
-        yield (
-            f"rollout.tensor_parallel={engine}: neither divides the model's {model.kv_heads} key/value heads nor is "
-            "a multiple of them: choose either"
-        )
+    yield from engine_layout_problems(model, "rollout.tensor_parallel", recipe.rollout.tensor_parallel)
 
 
 def _shared_embedding(recipe: Recipe, model: ModelShape) -> Iterator[str]:
@@ -213,25 +205,25 @@ def _run_dir(path: Path, resume: bool) -> Iterator[str]:
         yield f"run.dir={path}: {existing} is a file: name another run.dir"
 
 
-def _model_files(directory: Path) -> Iterator[str]:
+def _model_files(field: str, directory: Path) -> Iterator[str]:
     if not (directory / "config.json").is_file():
         policy = directory / "policy"
         remedy = f"name {policy}" if is_megatron(policy) else "name a Hugging Face model, or a converted one"
-        yield f"model.path={directory}: has no config.json: {remedy}"
+        yield f"{field}={directory}: has no config.json: {remedy}"
         return
     if not has_tokenizer(directory):
-        yield f"model.path={directory}: has no tokenizer ({', '.join(VOCABULARIES)}): copy the model's tokenizer there"
+        yield f"{field}={directory}: has no tokenizer ({', '.join(VOCABULARIES)}): copy the model's tokenizer there"
     if is_megatron(directory):
         return
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         shards = _indexed_files(index)
         if shards is None:
-            yield f"model.path={directory}: {index.name} is damaged: download it again"
+            yield f"{field}={directory}: {index.name} is damaged: download it again"
         elif absent := sorted(name for name in shards if not (directory / name).is_file()):
-            yield f"model.path={directory}: lacks {len(absent)} weight files, {absent[0]} first: download them again"
+            yield f"{field}={directory}: lacks {len(absent)} weight files, {absent[0]} first: download them again"
     elif not any(directory.glob("*.safetensors")) and not any(directory.glob("pytorch_model*.bin")):
-        yield f"model.path={directory}: has neither *.safetensors nor a Megatron checkpoint: download or convert it"
+        yield f"{field}={directory}: has neither *.safetensors nor a Megatron checkpoint: download or convert it"
 
 
 def _indexed_files(index: Path) -> set[str] | None:

@@ -5,6 +5,7 @@ from megatron_cgrpo.config.critic import CriticConfig
 from megatron_cgrpo.config.model import ModelConfig
 from megatron_cgrpo.config.optimizer import OptimizerConfig
 from megatron_cgrpo.config.parallel import ParallelConfig
+from megatron_cgrpo.config.reward import RewardConfig
 from megatron_cgrpo.config.rollout import RolloutConfig
 from megatron_cgrpo.config.section import Section
 from megatron_cgrpo.config.sync import SyncConfig
@@ -30,6 +31,7 @@ class Recipe(Section):
     train: TrainConfig = TrainConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     critic: CriticConfig = CriticConfig()
+    reward: RewardConfig = RewardConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     rollout: RolloutConfig = RolloutConfig()
     sync: SyncConfig = SyncConfig()

@@ -24,3 +24,14 @@ def tensor_parallel_problems(model: ModelShape, field: str, tp: int) -> Iterator
     for name, size in sizes.items():
         if size % tp:
             yield f"{field}={tp}: does not divide the model's {name} {size}: choose a divisor"
+
+
+def engine_layout_problems(model: ModelShape, field: str, tp: int) -> Iterator[str]:
+    """What vLLM cannot split over ``tp`` workers."""
+    if model.heads % tp:
+        yield f"{field}={tp}: the model's {model.heads} attention heads are not divisible by it: choose a divisor"
+    elif max(model.kv_heads, tp) % min(model.kv_heads, tp):
+        yield (
+            f"{field}={tp}: neither divides the model's {model.kv_heads} key/value heads nor is a multiple of them: "
+            "choose either"
+        )

@@ -1,15 +1,45 @@
-"""From the ``critic`` section of a recipe to a critic."""
+"""From the ``critic`` section of a recipe to its critics."""
 
 from __future__ import annotations
 
-from megatron_cgrpo.config.critic import CriticConfig
-from megatron_cgrpo.critique.critics import Critic, Encode, Feedback, IndicativeCritic, ProgramCritic, RetryingCritic
+from collections.abc import Mapping
+from typing import Protocol
+
+from megatron_cgrpo.config.critic import CriticConfig, CriticStage
+from megatron_cgrpo.critique.critics import Encode, IndicativeCritic, ProgramCritic
+from megatron_cgrpo.critique.generated import GeneratedCritic, Writer
+from megatron_cgrpo.critique.protocol import Critic
+from megatron_cgrpo.critique.retrying import RetryingCritic
+from megatron_cgrpo.critique.schedule import CriticSchedule
+from megatron_cgrpo.types import Prompt
 
 
-def build_critic(config: CriticConfig, feedback: Feedback, encode: Encode) -> Critic | None:
-    """``feedback`` is the task; ``encode`` turns a critique's text into tokens. None for ``kind: none``."""
+class Feedback(Protocol):
+    """The feedback texts that a task offers."""
+
+    def indicative(self, prompt: Prompt, correct: bool) -> str: ...
+
+    def indicative_with_answer(self, prompt: Prompt, correct: bool) -> str: ...
+
+    def program_critique(self, prompt: Prompt, response: str) -> str | None: ...
+
+
+def build_critics(
+    config: CriticConfig, feedback: Feedback, encode: Encode, writers: Mapping[str, Writer]
+) -> CriticSchedule:
+    """``feedback`` is the task; ``encode`` turns a critique's text into tokens.
+
+    ``writers`` are the models that the config's sources name, ``program`` aside.
+    """
+    stages = [(stage.from_step, _critic(stage, config, feedback, encode, writers)) for stage in config.stages]
+    return CriticSchedule(stages)
+
+
+def _critic(
+    stage: CriticStage, config: CriticConfig, feedback: Feedback, encode: Encode, writers: Mapping[str, Writer]
+) -> Critic | None:
     with_answer = IndicativeCritic("indicative_gt", feedback.indicative_with_answer, encode)
-    match config.kind:
+    match stage.kind:
         case "none":
             return None
         case "indicative":
@@ -17,11 +47,10 @@ def build_critic(config: CriticConfig, feedback: Feedback, encode: Encode) -> Cr
         case "indicative_gt":
             return with_answer
         case "cot":
-            fallback = with_answer if config.on_failure == "indicative_gt" else None
-            return RetryingCritic(_chain_of_thought(config, feedback, encode), config.retries, fallback)
-
-
-def _chain_of_thought(config: CriticConfig, feedback: Feedback, encode: Encode) -> Critic:
-    match config.source:
-        case "program":
-            return ProgramCritic(feedback.program_critique, encode)
+            program = stage.source == "program"
+            critic: Critic = (
+                ProgramCritic(feedback.program_critique, encode)
+                if program
+                else GeneratedCritic(writers[stage.source], encode)
+            )
+            return RetryingCritic(critic, config.retries, with_answer if config.on_failure == "indicative_gt" else None)

@@ -35,7 +35,7 @@ def _correct_first(refinements: Sequence[Sample], k: int, rng: Random) -> list[i
 
     def rank(index: int) -> tuple[bool, bool, bool]:
         sample = refinements[index]
-        return not sample.verdict.correct, sample.text in texts, sample.parent in parents
+        return sample.reward <= 0, sample.text in texts, sample.parent in parents
 
     while remaining and len(chosen) < k:
         best = min(remaining, key=rank)

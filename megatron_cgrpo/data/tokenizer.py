@@ -28,6 +28,11 @@ class Tokenizer:
         return len(self._backend)
 
     @property
+    def vocabulary(self) -> dict[str, int]:
+        """Ids by token, added tokens included."""
+        return dict(self._backend.get_vocab())
+
+    @property
     def pad_token_id(self) -> int:
         """The padding token, or end-of-sequence where the vocabulary has none."""
         pad = self._backend.pad_token_id

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any, TypeVar
 
 from megatron_cgrpo.config.recipe import Recipe
-from megatron_cgrpo.critique.critics import Critic, CritiqueFailure
+from megatron_cgrpo.critique.protocol import Critic, CritiqueFailure, CritiqueRequest
 from megatron_cgrpo.critique.selection import select
 from megatron_cgrpo.critique.trigger import triggered
 from megatron_cgrpo.rollout.clock import StageClock
@@ -28,11 +29,21 @@ class Collector:
     """Turns prompts into groups.
 
     Every group is a pure function of (recipe, weights, step, prompt): seeds depend on nothing else, so neither the
-    order in which engines answer nor a retry changes it. ``clock`` covers the latest ``collect``.
+    order in which engines answer nor a retry changes it. ``critic_at`` gives a step's critic, None for plain GRPO.
+    ``refiner`` refines in the policy's place. ``clock`` covers the latest ``collect``.
     """
 
-    def __init__(self, generator: Generator, task: Task, critic: Critic | None, recipe: Recipe, decode: Decode) -> None:
-        self._generator, self._task, self._critic, self._decode = generator, task, critic, decode
+    def __init__(
+        self,
+        generator: Generator,
+        task: Task,
+        critic_at: Callable[[int], Critic | None],
+        recipe: Recipe,
+        decode: Decode,
+        refiner: Generator | None = None,
+    ) -> None:
+        self._generator, self._task, self._critic_at, self._decode = generator, task, critic_at, decode
+        self._refiner = generator if refiner is None else refiner
         self._recipe = recipe
         self.clock = StageClock()
 
@@ -42,55 +53,84 @@ class Collector:
         return await _all(self._group(prompt, step) for prompt in prompts)
 
     async def _group(self, prompt: Prompt, step: int) -> Group:
-        algorithm, critic = self._recipe.algorithm, self._recipe.critic
+        algorithm, config = self._recipe.algorithm, self._recipe.critic
+        critic = self._critic_at(step)
         initial = await self._generate(prompt, step)
-        rewards = [sample.reward for sample in initial]
-        if (
-            self._critic is None
-            or algorithm.refinements == 0
-            or not triggered(rewards, critic.trigger, critic.trigger_below)
-        ):
+        if critic is None or algorithm.refinements == 0:
             return Group(prompt, initial)
+        initial, critiques = await self._judged(critic, prompt, initial, step)
+        if not triggered([sample.reward for sample in initial], config.trigger, config.trigger_below):
+            return Group(prompt, initial, critique_failures=_failures(critiques))
         outcomes = await _all(
-            self._refined(self._critic, prompt, parent, sample, step) for parent, sample in enumerate(initial)
+            self._refined(critic, prompt, parent, sample, step, critiques[parent] if critiques else None)
+            for parent, sample in enumerate(initial)
         )
         refinements = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
         dropped = Counter(outcome.cause for outcome in outcomes if isinstance(outcome, CritiqueFailure))
-        failures = Counter(cause for outcome in outcomes for cause in _failed_attempts(outcome))
+        refinements, verdicts = await self._judged(critic, prompt, refinements, step)
         rng = Random(self._seed(step, prompt, "select"))
         selected = select(refinements, algorithm.refinements, algorithm.selection, rng)
-        return Group(prompt, initial, refinements, selected, _by_cause(dropped), _by_cause(failures))
+        return Group(prompt, initial, refinements, selected, _by_cause(dropped), _failures([*outcomes, *verdicts]))
+
+    async def _judged(
+        self, critic: Critic, prompt: Prompt, samples: list[Sample], step: int
+    ) -> tuple[list[Sample], list[Critique | CritiqueFailure]]:
+        """``samples`` rewarded by their critiques, and these; as they are, and none, where the verifier rewards."""
+        if self._recipe.reward.source == "verifier":
+            return samples, []
+        after_initial = self._recipe.algorithm.group_size
+        indices = [k if sample.parent is None else after_initial + sample.parent for k, sample in enumerate(samples)]
+        critiques = await _all(
+            self._critiqued(critic, prompt, index, sample, step) for index, sample in zip(indices, samples, strict=True)
+        )
+        return [_rewarded(sample, critique) for sample, critique in zip(samples, critiques, strict=True)], critiques
 
     async def _generate(self, prompt: Prompt, step: int) -> list[Sample]:
         n, seed = self._recipe.algorithm.group_size, self._seed(step, prompt, "generate")
-        completions = await self._complete(prompt.token_ids, n, seed, "generate")
+        completions = await self._complete(self._generator, prompt.token_ids, n, seed, "generate")
         return [self._sample(prompt, completion, seed + k) for k, completion in enumerate(completions)]
 
     async def _refined(
-        self, critic: Critic, prompt: Prompt, parent: int, initial: Sample, step: int
+        self,
+        critic: Critic,
+        prompt: Prompt,
+        parent: int,
+        initial: Sample,
+        step: int,
+        critique: Critique | CritiqueFailure | None,
     ) -> Sample | CritiqueFailure:
-        """The refinement of one initial response, or why there is none.
+        """The refinement of one initial response, or why there is none; ``critique`` where there is one already.
 
         ``too_long``: the critique was usable, but the prompt with it leaves no room for a whole response. No other
         critique is asked for and ``critic.on_failure`` is not consulted: the length is mostly the failed response's.
         """
-        with self.clock.track("critique"):
-            outcome = await critic.critique(prompt, initial.text, initial.verdict)
+        outcome = critique or await self._critiqued(critic, prompt, parent, initial, step)
         if isinstance(outcome, CritiqueFailure):
             return outcome
-        self.clock.count_tokens("critique", outcome.generated_tokens)
         token_ids = self._task.refinement_prompt(prompt, initial.completion.token_ids, outcome.token_ids)
         if len(token_ids) + self._recipe.rollout.max_response_tokens > self._recipe.rollout.context_tokens:
             return CritiqueFailure("too_long", outcome.failures)
         seed = self._seed(step, prompt, "refine", parent)
-        [completion] = await self._complete(token_ids, 1, seed, "refine")
+        [completion] = await self._complete(self._refiner, token_ids, 1, seed, "refine")
         return self._sample(prompt, completion, seed, parent, outcome)
 
-    async def _complete(self, token_ids: list[int], n: int, seed: int, stage: Stage) -> list[Completion]:
+    async def _critiqued(
+        self, critic: Critic, prompt: Prompt, index: int, sample: Sample, step: int
+    ) -> Critique | CritiqueFailure:
+        seed = self._seed(step, prompt, "critique", index)
+        request = CritiqueRequest(prompt, sample.text, sample.completion.token_ids, sample.verdict, seed)
+        with self.clock.track("critique"):
+            outcome = await critic.critique(request)
+        self.clock.count_tokens("critique", outcome.generated_tokens)
+        return outcome
+
+    async def _complete(
+        self, generator: Generator, token_ids: list[int], n: int, seed: int, stage: Stage
+    ) -> list[Completion]:
         rollout = self._recipe.rollout
         request = GenerateRequest(token_ids, n, seed, rollout.max_response_tokens, rollout.temperature)
         with self.clock.track(stage, n):
-            completions = await self._generator.generate(request)
+            completions = await generator.generate(request)
         self.clock.count_tokens(stage, sum(len(completion.token_ids) for completion in completions))
         return completions
 
@@ -112,11 +152,25 @@ class Collector:
         return request_seed(self._recipe.seed, step, prompt.id, stage, index)
 
 
-def _failed_attempts(outcome: Sample | CritiqueFailure) -> tuple[str, ...]:
-    """Causes of every attempt that failed on one response, also of those that a later attempt made good."""
-    if isinstance(outcome, CritiqueFailure):
-        return (*outcome.failures, outcome.cause)
-    return () if outcome.critique is None else outcome.critique.failures
+def _rewarded(sample: Sample, critique: Critique | CritiqueFailure) -> Sample:
+    if isinstance(critique, CritiqueFailure) or critique.concludes_correct is None:
+        return sample
+    return replace(sample, judged=float(critique.concludes_correct))
+
+
+def _failures(outcomes: Sequence[Sample | Critique | CritiqueFailure]) -> dict[str, int]:
+    """Every failed attempt by its cause, also of those that a later attempt made good."""
+    return _by_cause(Counter(cause for outcome in outcomes for cause in _failed_attempts(outcome)))
+
+
+def _failed_attempts(outcome: Sample | Critique | CritiqueFailure) -> tuple[str, ...]:
+    match outcome:
+        case CritiqueFailure():
+            return (*outcome.failures, outcome.cause)
+        case Critique():
+            return outcome.failures
+        case Sample():
+            return () if outcome.critique is None else outcome.critique.failures
 
 
 def _by_cause(counts: Counter[str]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ CPU_PREFILL_TOKENS = 4096
 class EngineSpec:
     """``model_dir`` is absolute. It needs config.json and a tokenizer only: engines wait for a push with dummy weights.
 
+    With ``own_weights`` they serve the directory's own from the start, and none are pushed to them.
+
     ``kv_cache_mib`` null leaves the size to ``gpu_memory_utilization``. ``start_timeout_s`` and
     ``progress_timeout_s`` are seconds, the latter without a single finished request.
     """
@@ -40,6 +42,7 @@ class EngineSpec:
     on_gpu: bool
     start_timeout_s: float
     progress_timeout_s: float
+    own_weights: bool = False
 
 
 def transfer_backend(backend: Literal["auto", "file", "nccl", "ipc"], cuda: bool) -> TransferBackend:
@@ -91,6 +94,12 @@ def engine_spec(recipe: Recipe, model_dir: Path, cuda: bool) -> EngineSpec:
     )
 
 
+def critic_engine_spec(recipe: Recipe, model_dir: Path, cuda: bool) -> EngineSpec:
+    """Of engines that serve ``critic.model``, whose weights are in ``model_dir``."""
+    spec = engine_spec(recipe, model_dir, cuda)
+    return replace(spec, tensor_parallel=recipe.critic.model.tensor_parallel, own_weights=True)
+
+
 def engine_args(spec: EngineSpec) -> dict[str, Any]:
     """The keyword arguments of vLLM's ``AsyncEngineArgs``, all of them.
 
@@ -99,7 +108,7 @@ def engine_args(spec: EngineSpec) -> dict[str, Any]:
     """
     args: dict[str, Any] = {
         "model": spec.model_dir,
-        "load_format": "dummy",
+        "load_format": "auto" if spec.own_weights else "dummy",
         "dtype": spec.dtype,
         "max_model_len": spec.max_model_len,
         "max_num_seqs": spec.max_num_seqs,
@@ -107,10 +116,11 @@ def engine_args(spec: EngineSpec) -> dict[str, Any]:
         "enable_prefix_caching": spec.prefix_caching,
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
-        "weight_transfer_config": {"backend": spec.transfer_backend},
         "worker_extension_cls": WORKER_EXTENSION,
         "disable_log_stats": True,
     }
+    if not spec.own_weights:
+        args["weight_transfer_config"] = {"backend": spec.transfer_backend}
     if spec.kv_cache_mib is not None:
         args["kv_cache_memory_bytes"] = spec.kv_cache_mib << 20
     return args | (_gpu_args(spec) if spec.on_gpu else _cpu_args(spec))

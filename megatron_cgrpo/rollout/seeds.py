@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Literal
 
-Stage = Literal["generate", "refine", "select", "evaluate"]
+Stage = Literal["generate", "critique", "refine", "select", "evaluate"]
 
 SEED_BITS = 48
 """Far below vLLM's 63 bits (``n`` continuations use ``seed … seed + n - 1``), and exact in any JSON reader."""

@@ -12,7 +12,7 @@ from megatron_cgrpo.rollout.engine_spec import EngineSpec, engine_args
 from megatron_cgrpo.rollout.protocol import EngineDied, EngineNotReady, EngineStartError, GenerateRequest
 from megatron_cgrpo.rollout.stderr_tail import StderrTail
 from megatron_cgrpo.rollout.weight_names import check_complete
-from megatron_cgrpo.types import Completion, FinishReason
+from megatron_cgrpo.types import NOT_TRAINED, Completion, FinishReason
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, RequestOutput
@@ -25,6 +25,8 @@ LIVENESS_POLL_S = 0.5
 
 class VllmEngine:
     """Serves nothing before the first complete weight update, nor after one that failed.
+
+    With ``spec.own_weights`` it serves the model's weights from the start, and is sent none.
 
     vLLM is imported when the engine is made, after the actor's runtime environment is in place. Raises
     EngineStartError with the root cause, which vLLM's engine core tells on its standard error only.
@@ -44,7 +46,7 @@ class VllmEngine:
         self._request_ids = itertools.count()
         self._expected: set[str] = set()
         self._received: set[str] | None = None
-        self._version: int | None = None
+        self._version: int | None = NOT_TRAINED if spec.own_weights else None
 
     async def ready(self) -> None:
         """Returns once the engine core answers."""
@@ -59,7 +61,8 @@ class VllmEngine:
                 "push weights before generating"
             )
         output = await self._alive(self._last(self._submit(request)))
-        return [completion(output) for output in sorted(output.outputs, key=lambda output: output.index)]
+        outputs = sorted(output.outputs, key=lambda output: output.index)
+        return [completion(output, self._spec.own_weights) for output in outputs]
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
@@ -140,12 +143,13 @@ class VllmEngine:
             task.cancel()
 
 
-def completion(output: CompletionOutput) -> Completion:
+def completion(output: CompletionOutput, own_weights: bool) -> Completion:
     """vLLM's result in our terms; a sample over several weight versions counts as one of the oldest."""
+    versions = [] if own_weights else [int(span.version) for span in output.weight_versions]
     token_ids = list(output.token_ids)
     return Completion(
         token_ids=token_ids,
         logprobs=[position[token].logprob for position, token in zip(output.logprobs, token_ids, strict=True)],
         finish_reason=FinishReason(output.finish_reason),
-        weight_version=min(int(span.version) for span in output.weight_versions),
+        weight_version=min(versions, default=NOT_TRAINED),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
+from megatron_cgrpo.config.critic import Sees
 from megatron_cgrpo.types import FinishReason, Group, Prompt, Verdict
 
 Split = Literal["train", "test"]
@@ -32,6 +33,18 @@ class Task(Protocol):
 
     def program_critique(self, prompt: Prompt, response: str) -> str | None:
         """The task's own step-by-step critique, or None where it has no checker for this response."""
+        ...
+
+    def critique_prompt(self, prompt: Prompt, response_ids: list[int], sees: Sees) -> list[int]:
+        """Tokens that ask a model of the policy's vocabulary for a critique that ends in a verdict.
+
+        ``response_ids`` are embedded as sampled (less a final EOS). Raises ``ConfigError`` where the problem has no
+        reference solution and ``sees`` asks for one.
+        """
+        ...
+
+    def critique_question(self, prompt: Prompt, response: str, sees: Sees) -> str:
+        """The same question in words, for a model that is reached by text and knows nothing of the task."""
         ...
 
     def refinement_prompt(self, prompt: Prompt, response_ids: list[int], critique_ids: list[int]) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_cgrpo.config.critic import Sees
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.task import FileTaskConfig
 from megatron_cgrpo.data.tokenizer import Tokenizer
@@ -17,9 +18,20 @@ from megatron_cgrpo.types import FinishReason, Group, Prompt, Verdict
 
 _QUESTION = "{question}"
 _REQUIRED = ("question", "answer")
+_SOLUTION = "solution"
 _ATTEMPT = "\n\nAn earlier solution:\n"
 _FEEDBACK = "\n\nFeedback on it:\n"
 _AGAIN = "\n\nSolve the problem again, using the feedback. Put the final answer in \\boxed{}.\n"
+
+_PROBLEM = "Problem:\n"
+_PROPOSED = "\n\nA proposed solution:\n"
+_RIGHT_ANSWER = "\n\nThe right answer is "
+_REFERENCE = "\n\nA reference solution, which is right:\n"
+_ANALYSE = (
+    "\n\nCheck the proposed solution step by step. Say of each step whether it follows; at the first that does not, "
+    "say what is wrong and what it should be, and stop there. The last line must be `Conclusion: correct [END]` if the "
+    "whole solution is right, and `Conclusion: incorrect [END]` if it is not.\n\nAnalysis:\n"
+)
 
 
 class FileTask:
@@ -63,6 +75,14 @@ class FileTask:
     def program_critique(self, prompt: Prompt, response: str) -> str | None:
         return None
 
+    def critique_prompt(self, prompt: Prompt, response_ids: list[int], sees: Sees) -> list[int]:
+        before, after = map(self._tokenizer.encode, _around_proposed(prompt, sees))
+        return [*before, *without_eos(response_ids, self._eos), *after]
+
+    def critique_question(self, prompt: Prompt, response: str, sees: Sees) -> str:
+        before, after = _around_proposed(prompt, sees)
+        return before + response + after
+
     def refinement_prompt(self, prompt: Prompt, response_ids: list[int], critique_ids: list[int]) -> list[int]:
         return [
             *prompt.token_ids,
@@ -72,6 +92,23 @@ class FileTask:
             *without_eos(critique_ids, self._eos),
             *self._again,
         ]
+
+
+def _around_proposed(prompt: Prompt, sees: Sees) -> tuple[str, str]:
+    """What a critic reads before and after the solution that it checks."""
+    before = f"{_PROBLEM}{prompt.question}{_PROPOSED}"
+    match sees:
+        case "nothing":
+            return before, _ANALYSE
+        case "answer":
+            return before, f"{_RIGHT_ANSWER}{prompt.answer}.{_ANALYSE}"
+        case "solution":
+            if _SOLUTION not in prompt.metadata:
+                raise ConfigError(
+                    f"critic.sees=solution: prompt {prompt.id} has no reference solution: add a {_SOLUTION!r} column "
+                    "to the file, or set critic.sees=answer"
+                )
+            return before, f"{_REFERENCE}{prompt.metadata[_SOLUTION]}{_ANALYSE}"
 
 
 def _read_prompts(split: Split, path: Path, template: str, tokenizer: Tokenizer) -> list[Prompt]:
@@ -85,7 +122,8 @@ def _read_prompts(split: Split, path: Path, template: str, tokenizer: Tokenizer)
             raise ConfigError(f"task.{split}={path}: id {identity!r} occurs twice (row {number}); ids must be unique")
         question = str(row["question"])
         ids = tokenizer.encode(template.replace(_QUESTION, question))
-        prompts[identity] = Prompt(identity, question, ids, str(row["answer"]))
+        metadata = {} if row.get(_SOLUTION) is None else {_SOLUTION: str(row[_SOLUTION])}
+        prompts[identity] = Prompt(identity, question, ids, str(row["answer"]), metadata)
     if not prompts:
         raise ConfigError(f"task.{split}={path} has no rows: give a file with at least one problem")
     return list(prompts.values())

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from megatron_cgrpo.actor.group import GroupUpdate
 from megatron_cgrpo.config.recipe import Recipe
-from megatron_cgrpo.critique.build import build_critic
 from megatron_cgrpo.data.sampler import PromptSampler
 from megatron_cgrpo.observe.timers import Timer
 from megatron_cgrpo.rollout.collect import Collector
 from megatron_cgrpo.rollout.protocol import EngineDied
 from megatron_cgrpo.trainer.batch import StepRows, build_rows, loss_spec
+from megatron_cgrpo.trainer.critics import Critics
 from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.record import Record
 from megatron_cgrpo.trainer.signals import StopRequested, StopSignal
@@ -43,8 +43,10 @@ class TrainingLoop:
         self._recipe, self._system, self._record, self._stop = recipe, system, record, stop
         self._sampler = sampler
         self._benchmark = problems.benchmark(recipe)
-        critic = build_critic(recipe.critic, problems.task, problems.tokenizer.encode)
-        self._collector = Collector(system.pool, problems.task, critic, recipe, problems.tokenizer.decode)
+        task, tokenizer = problems.task, problems.tokenizer
+        self._critics = Critics(recipe, problems, system)
+        refiner = system.critic_pool if recipe.critic.refiner == "model" else None
+        self._collector = Collector(system.pool, task, self._critics.at, recipe, tokenizer.decode, refiner)
         self._timer = Timer()
 
     def run(self) -> None:
@@ -95,8 +97,9 @@ class TrainingLoop:
 
     def _push(self, version: int) -> None:
         """All engines serve ``version`` afterwards, those that had died too. Raises EngineDied where one cannot."""
-        if self._system.pool.lost:
-            asyncio.run(self._system.pool.recover())
+        for pool in self._system.pools:
+            if pool.lost:
+                asyncio.run(pool.recover())
         self._system.actor.push(version)
 
     def _update(self, rows: StepRows) -> list[GroupUpdate]:
@@ -133,7 +136,7 @@ class TrainingLoop:
         last = step == recipe.train.steps
         metrics: dict[str, float] = {"step": step, **rollout_metrics(groups), **update_metrics(updates)}
         tokens = sum(update.tokens for update in updates)
-        metrics |= token_metrics(clock, tokens)
+        metrics |= token_metrics(clock, tokens) | self._critics.take_metrics()
         every = recipe.evaluation.every
         if last or (every and step % every == 0):
             samples = recipe.evaluation.final_samples if last else recipe.evaluation.samples

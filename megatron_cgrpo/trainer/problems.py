@@ -13,6 +13,7 @@ from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model_files import is_megatron
 from megatron_cgrpo.config.model_shape import model_shape, read_model_shape
 from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.config.tensor_parallel import engine_layout_problems
 from megatron_cgrpo.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_cgrpo.evaluation.benchmark import Benchmark
 from megatron_cgrpo.rollout.engine_spec import check_engine_model
@@ -20,7 +21,7 @@ from megatron_cgrpo.tasks.base import Task
 from megatron_cgrpo.tasks.build import build_task
 from megatron_cgrpo.tasks.misconceptions.tokenizer import write_tokenizer
 from megatron_cgrpo.types import Prompt
-from megatron_cgrpo.weights.coverage import hf_coverage
+from megatron_cgrpo.weights.coverage import check_hf
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.megatron_weights import MegatronSource
 
@@ -41,6 +42,8 @@ class Problems:
         """Raises ConfigError for a machine, model, data or prompts that the recipe cannot be run with."""
         _check_machine(recipe)
         tokenizer = _tokenizer(recipe)
+        if recipe.critic.needs_model and recipe.critic.model.path is not None:
+            _check_critic_model(recipe, recipe.critic.model.path, tokenizer)
         task = build_task(recipe.task, tokenizer)
         problems = cls(
             task,
@@ -55,6 +58,8 @@ class Problems:
                 raise ConfigError(f"task: its {name} split is empty: give at least one problem")
             for prompt in prompts:
                 problems.check(prompt)
+        if recipe.critic.asks_engine:
+            problems.check_critiques(recipe)
         return problems
 
     def check(self, prompt: Prompt) -> None:
@@ -70,6 +75,19 @@ class Problems:
                     f"{purpose}: raise it, or leave the prompt out"
                 )
 
+    def check_critiques(self, recipe: Recipe) -> None:
+        """Raises ConfigError for a training prompt that an engine cannot criticise every response to."""
+        rollout = recipe.rollout
+        limit = rollout.max_prompt_tokens + rollout.max_response_tokens  # the context has room for two responses
+        for prompt in self.train:
+            length = len(self.task.critique_prompt(prompt, [], recipe.critic.sees))
+            if length > limit:
+                raise ConfigError(
+                    f"rollout.max_prompt_tokens={rollout.max_prompt_tokens}: prompt {prompt.id} has {length} tokens "
+                    f"for a critique, which leaves no room for the longest response: raise it by {length - limit}, or "
+                    "leave the prompt out"
+                )
+
     def benchmark(self, recipe: Recipe) -> Benchmark:
         prompts = self.test[: recipe.evaluation.prompts]
         return Benchmark(self.task, self.tokenizer.decode, prompts, recipe.rollout, recipe.seed)
@@ -83,6 +101,25 @@ def _check_machine(recipe: Recipe) -> None:
         raise ConfigError(f"sync.backend={recipe.sync.backend}: needs CUDA: set sync.backend=auto")
 
 
+def _check_critic_model(recipe: Recipe, path: Path, tokenizer: Tokenizer) -> None:
+    """It reads the policy's tokens and writes tokens that the policy reads, or is trained on where it refines."""
+    shape, context = read_model_shape(path), recipe.rollout.context_tokens
+    check_engine_model(shape, torch.cuda.is_available())
+    problems = [*engine_layout_problems(shape, "critic.model.tensor_parallel", recipe.critic.model.tensor_parallel)]
+    if shape.max_positions < context:
+        problems.append(
+            f"critic.model.path={path}: has {shape.max_positions} positions, a refinement may need {context}: lower "
+            "the limits of rollout, or choose another model"
+        )
+    if load_tokenizer(path).vocabulary != tokenizer.vocabulary:
+        problems.append(
+            f"critic.model.path={path}: its vocabulary is not the policy's, whose tokens it would read and write: "
+            "choose a model of the same family, or serve it and set critic.source=api"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
 def _tokenizer(recipe: Recipe) -> Tokenizer:
     """The model's, whose weights are checked for completeness; without a model yet, the embedded task's own."""
     if recipe.model.path is None:
@@ -93,7 +130,7 @@ def _tokenizer(recipe: Recipe) -> Tokenizer:
     if is_megatron(recipe.model.path):
         MegatronSource(recipe.model.path, shape)
     else:
-        hf_coverage(HFCheckpoint(recipe.model.path), shape).require(recipe.model.path, shape)
+        check_hf(HFCheckpoint(recipe.model.path), shape)
     tokenizer = load_tokenizer(recipe.model.path)
     if tokenizer.vocab_size > shape.vocab:
         raise ConfigError(

@@ -56,7 +56,10 @@ def _train(recipe: Recipe, problems: Problems, record: Record, display: Display,
     record.starts_from(model_dir)
     display.status("starting trainer ranks and engines")
     reference = recipe.algorithm.kl.coef > 0
-    with ray_cluster(processes(recipe)), start_system(recipe, model_dir, stop, reference=reference) as system:
+    with (
+        ray_cluster(processes(recipe, critic=True)),
+        start_system(recipe, model_dir, stop, reference=reference, critic=True) as system,
+    ):
         if record.manifest is not None and record.checkpoint is not None:
             policy = (record.checkpoint / POLICY).absolute()
             system.actor.resume(policy, same_layout=record.manifest.same_layout(recipe.parallel))

@@ -29,6 +29,9 @@ _FREE_KEYS = {
     },
     "model": {"path", "implementation", "logprob_chunk", "recompute"},
     "warm_start": {"cache_dir", "tp", "dp", "micro_batch_tokens"},
+    # How a server is reached and what it costs, not which model answers; where a model lies and how many engines.
+    "critic.api": {"base_url", "api_key_env", "concurrency", "timeout_s", "retries", "price_in", "price_out"},
+    "critic.model": {"path", "engines", "tensor_parallel"},
 }
 
 
@@ -46,8 +49,14 @@ def _differences(section: str, now: Any, then: Any) -> list[str]:
     if not isinstance(now, dict) or not isinstance(then, dict):
         return [] if now == then else [_sentence(section, now, then)]
     free = _FREE_KEYS.get(section, set())
-    keys = sorted((now.keys() | then.keys()) - free)
-    return [_sentence(f"{section}.{k}", now.get(k), then.get(k)) for k in keys if now.get(k) != then.get(k)]
+    found: list[str] = []
+    for key in sorted((now.keys() | then.keys()) - free):
+        name = f"{section}.{key}"
+        if name in _FREE_KEYS:
+            found += _differences(name, now.get(key), then.get(key))
+        elif now.get(key) != then.get(key):
+            found.append(_sentence(name, now.get(key), then.get(key)))
+    return found
 
 
 def _sentence(key: str, now: Any, then: Any) -> str:

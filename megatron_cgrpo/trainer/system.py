@@ -16,7 +16,7 @@ from megatron_cgrpo.actor.policy import PolicySpec
 from megatron_cgrpo.config.model_shape import read_model_shape
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.launch.cluster import check_capacity
-from megatron_cgrpo.rollout.engine_spec import engine_spec
+from megatron_cgrpo.rollout.engine_spec import critic_engine_spec, engine_spec
 from megatron_cgrpo.rollout.pool import EnginePool
 from megatron_cgrpo.rollout.protocol import EngineStartError
 from megatron_cgrpo.rollout.ray_engine import start_engines
@@ -26,38 +26,53 @@ from megatron_cgrpo.trainer.signals import StopSignal
 
 @dataclass(frozen=True)
 class System:
-    """What a run drives. Engines refuse to serve before the first ``actor.push``."""
+    """What a run drives. The policy's engines refuse to serve before the first ``actor.push``.
+
+    ``critic_pool`` serves ``critic.model``, where the recipe asks it and the system was started with it.
+    """
 
     actor: ActorGroup
     pool: EnginePool
+    critic_pool: EnginePool | None = None
+
+    @property
+    def pools(self) -> list[EnginePool]:
+        return [self.pool] if self.critic_pool is None else [self.pool, self.critic_pool]
 
 
-def processes(recipe: Recipe) -> int:
+def processes(recipe: Recipe, *, critic: bool = False) -> int:
     """Trainer ranks and engine workers; each takes a GPU where there are GPUs, else a logical CPU."""
-    return recipe.parallel.world_size + recipe.rollout.engines * recipe.rollout.tensor_parallel
+    model = recipe.critic.model
+    critics = model.engines * model.tensor_parallel if critic and recipe.critic.needs_model else 0
+    return recipe.parallel.world_size + recipe.rollout.engines * recipe.rollout.tensor_parallel + critics
 
 
 @contextmanager
-def start_system(recipe: Recipe, model_dir: Path, stop: StopSignal, *, reference: bool = False) -> Iterator[System]:
-    """Starts both sides at once, loads the policy (and a frozen copy) from ``model_dir``, connects them.
+def start_system(
+    recipe: Recipe, model_dir: Path, stop: StopSignal, *, reference: bool = False, critic: bool = False
+) -> Iterator[System]:
+    """Starts all sides at once, loads the policy (and a frozen copy) from ``model_dir``, connects it to its engines.
 
     Whatever was started is stopped on exit, and when starting fails.
     """
     stop.rearm()
     cuda = torch.cuda.is_available()
-    check_capacity(processes(recipe), cuda)
+    check_capacity(processes(recipe, critic=critic), cuda)
     engine = engine_spec(recipe, model_dir, cuda)
     with ExitStack() as stack:
-        executor = stack.enter_context(ThreadPoolExecutor(1))
+        executor = stack.enter_context(ThreadPoolExecutor(2))
         starting = executor.submit(start_engines, engine, recipe.rollout.engines)
         stack.callback(_stop_engines, starting)
+        starting_critic = _start_critic(recipe, cuda, executor) if critic else None
+        if starting_critic is not None:
+            stack.callback(_stop_engines, starting_critic)
         actor = _start_actor(recipe, model_dir, cuda)
         stack.callback(actor.stop)
         actor.load_base(model_dir.absolute(), reference=reference)
         pool = starting.result()
         client = WeightClient([engine.handle for engine in pool.engines], recipe.rollout.tensor_parallel)
         actor.connect(engine.transfer_backend, client, client.engine_ranks, recipe.model.dtype)
-        yield System(actor, pool)
+        yield System(actor, pool, None if starting_critic is None else starting_critic.result())
 
 
 def _start_actor(recipe: Recipe, model_dir: Path, cuda: bool) -> ActorGroup:
@@ -77,6 +92,13 @@ def _start_actor(recipe: Recipe, model_dir: Path, cuda: bool) -> ActorGroup:
         threads=recipe.train.threads,
         gpu=cuda,
     )
+
+
+def _start_critic(recipe: Recipe, cuda: bool, executor: ThreadPoolExecutor) -> Future[EnginePool] | None:
+    model = recipe.critic.model
+    if not recipe.critic.needs_model or model.path is None:
+        return None
+    return executor.submit(start_engines, critic_engine_spec(recipe, model.path, cuda), model.engines)
 
 
 def _stop_engines(starting: Future[EnginePool]) -> None:

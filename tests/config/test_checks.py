@@ -14,6 +14,7 @@ from megatron_cgrpo.config import (
     check_inputs,
     check_recipe,
     check_run_dir,
+    dump_recipe,
     load_recipe,
     model_shape,
 )
@@ -39,6 +40,7 @@ def sandbox(*overrides: str) -> Recipe:
     return load_recipe(SANDBOX, overrides)
 
 
+URL = "http://localhost:8000/v1"
 CONTEXT = sandbox().rollout.context_tokens
 
 
@@ -75,6 +77,12 @@ def test_the_sandbox_recipe_passes_with_every_method(preset: str) -> None:
         (["parallel.dp=8", "train.prompts_per_step=1"], "parallel.dp=8", "train.prompts_per_step"),
         (["critic.kind=none"], "algorithm.refinements=1", "algorithm.refinements=0"),
         (["algorithm.refinements=0"], "critic.kind=cot", "critic.kind=none"),
+        (["reward.source=critique", "critic.kind=indicative"], "reward.source=critique", "critic.kind=cot"),
+        (["critic.source=model"], "critic.model.path=null", "critic.source=model needs"),
+        (["critic.refiner=model"], "critic.model.path=null", "critic.refiner=model needs"),
+        (["critic.source=api", f"critic.api.base_url={URL}"], "critic.api.model=null", "set the one that"),
+        (["critic.source=api", "critic.api.model=m"], "critic.api.base_url=None", "http://localhost:8000/v1"),
+        (["critic.source=api", "critic.api.model=m", "critic.api.base_url=ftp"], "critic.api.base_url=ftp", "set"),
         (["algorithm.refinements=8"], "algorithm.refinements=8", "lower"),
         (["rollout.top_p=0.95"], "rollout.top_p=0.95", "rollout.top_p=1"),
         (["rollout.top_k=50"], "rollout.top_k=50", "rollout.top_k=-1"),
@@ -253,6 +261,51 @@ def test_a_megatron_checkpoint_is_a_model(tmp_path: Path) -> None:
         check_inputs(sandbox(f"model.path={model}"))
     (model / "metadata.json").touch()
     check_inputs(sandbox(f"model.path={model}"))
+
+
+def test_a_critics_model_needs_the_files_of_a_model(tmp_path: Path) -> None:
+    def found() -> str:
+        try:
+            check_inputs(sandbox("critic.source=model", f"critic.model.path={tmp_path / 'judge'}"))
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    assert "critic.model.path=" in found() and "has no config.json" in found()
+    model = write_model(tmp_path / "judge")
+    (model / "tokenizer.json").touch()
+    assert "has neither *.safetensors" in found()
+    (model / "model.safetensors").touch()
+    assert found() == ""
+    for name in (".metadata", "metadata.json"):
+        (model / name).touch()
+    assert "is a Megatron checkpoint, which engines do not read" in found()
+    check_inputs(sandbox(f"critic.model.path={tmp_path / 'nobody'}"))
+
+
+def test_critics_that_come_later_count() -> None:
+    assert problems(sandbox("critic.kind=none", "critic.schedule=[{from_step: 5, kind: cot}]"), None) == ()
+    overrides = ["algorithm.preset=r1_grpo", "critic.schedule=[{from_step: 5, kind: cot}]"]
+    (problem,) = problems(sandbox(*overrides), None)
+    assert problem.startswith("critic.kind=cot: its critiques would train nothing")
+
+
+def test_a_key_in_a_servers_address_is_refused_without_repeating_it() -> None:
+    for address in ("https://me:secret@host/v1", "https://host/v1?key=secret"):
+        recipe = sandbox("critic.source=api", "critic.api.model=m", f"critic.api.base_url={address}")
+        (problem,) = problems(recipe, None)
+        assert problem.startswith("critic.api.base_url:") and "api_key_env" in problem and "secret" not in problem
+
+
+def test_a_missing_key_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    recipe = sandbox("critic.source=api", "critic.api.api_key_env=JUDGE_KEY")
+    with pytest.raises(ConfigError, match=r"critic\.api\.api_key_env=JUDGE_KEY: .*export it"):
+        check_inputs(recipe)
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    check_inputs(recipe)
+    assert "secret" not in dump_recipe(recipe)
+    check_inputs(sandbox("critic.api.api_key_env=NOT_USED"))
 
 
 def test_missing_data_files_are_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from megatron_cgrpo.config import ConfigError, Recipe, dump_recipe, load_recipe
 from megatron_cgrpo.config.algorithm import AlgorithmConfig
 from megatron_cgrpo.config.explain import valid_keys
 from megatron_cgrpo.config.layers import preset_names, read_preset
+from megatron_cgrpo.config.reward import RewardConfig
 
 SANDBOX = Path(__file__).parents[2] / "examples" / "sandbox.yaml"
 
@@ -78,7 +79,8 @@ def test_every_preset_states_every_method_switch(name: str) -> None:
     for switch, keys in every.items():
         if isinstance(keys, dict):
             assert preset["algorithm"][switch].keys() == keys.keys(), switch
-    assert {"kind", "trigger"} <= preset["critic"].keys()
+    assert {"kind", "schedule", "trigger", "refiner"} <= preset["critic"].keys()
+    assert preset["reward"].keys() == RewardConfig().model_dump().keys()
 
 
 def test_presets_hold_the_values_of_their_sources(tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
 import asyncio
 
 import pytest
+from critique_cases import RIGHT, WRONG, encode, request
 
 from megatron_cgrpo.config.critic import CriticConfig
-from megatron_cgrpo.critique.build import build_critic
-from megatron_cgrpo.critique.critics import CritiqueFailure, RetryingCritic
+from megatron_cgrpo.critique.build import build_critics
+from megatron_cgrpo.critique.generated import Draft
+from megatron_cgrpo.critique.protocol import CritiqueFailure, CritiqueRequest
 from megatron_cgrpo.types import Critique, Prompt, Verdict
-
-PROMPT = Prompt("p", "1+1", [1, 2], "2")
-WRONG, RIGHT = Verdict(0.0, "wrong"), Verdict(1.0, "correct")
 
 
 class Teacher:
@@ -29,18 +28,21 @@ class Teacher:
         return self.answer
 
 
-def encode(text: str) -> list[int]:
-    return [ord(character) for character in text]
+class Policy:
+    """Writes the seed it was given."""
+
+    async def write(self, request: CritiqueRequest) -> Draft:
+        return Draft(f"{request.seed} Conclusion: incorrect [END]", [request.seed], False, 5)
 
 
 def ask(config: CriticConfig, teacher: Teacher, verdict: Verdict = WRONG) -> Critique | CritiqueFailure:
-    critic = build_critic(config, teacher, encode)
+    critic = build_critics(config, teacher, encode, {"self": Policy()}).at(1)
     assert critic is not None
-    return asyncio.run(critic.critique(PROMPT, "1+1=3", verdict))
+    return asyncio.run(critic.critique(request(verdict)))
 
 
 def test_no_critic() -> None:
-    assert build_critic(CriticConfig(kind="none"), Teacher(), encode) is None
+    assert build_critics(CriticConfig(kind="none"), Teacher(), encode, {}).at(1) is None
 
 
 @pytest.mark.parametrize(("verdict", "correct"), [(WRONG, False), (RIGHT, True)])
@@ -61,6 +63,11 @@ def test_program_critique_keeps_its_own_verdict_even_against_the_verifier() -> N
     assert ask(CriticConfig(kind="cot"), Teacher(text)) == Critique("cot", text, encode(text), True)
 
 
+def test_self_is_the_policy() -> None:
+    expected = Critique("cot", "40 Conclusion: incorrect [END]", [40], False, generated_tokens=5)
+    assert ask(CriticConfig(kind="cot", source="self"), Teacher()) == expected
+
+
 @pytest.mark.parametrize(
     ("teacher", "cause"),
     [
@@ -76,15 +83,3 @@ def test_a_failed_critique_falls_back_or_is_dropped_with_every_attempt_on_record
     assert (replaced.kind, replaced.failures) == ("indicative_gt", (cause,) * 3)
     dropped = ask(CriticConfig(kind="cot", retries=2, on_failure="drop"), teacher)
     assert dropped == CritiqueFailure(cause, (cause, cause))
-
-
-def test_a_retry_that_succeeds_remembers_the_failures_before_it() -> None:
-    outcomes = [CritiqueFailure("timeout"), CritiqueFailure("error"), Critique("cot", "ok", [1], True)]
-
-    class Flaky:
-        async def critique(self, prompt: Prompt, response: str, verdict: Verdict) -> Critique | CritiqueFailure:
-            return outcomes.pop(0)
-
-    critic = RetryingCritic(Flaky(), retries=2, fallback=None)
-    outcome = asyncio.run(critic.critique(PROMPT, "", WRONG))
-    assert isinstance(outcome, Critique) and outcome.failures == ("timeout", "error")

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from random import Random
 
 from hypothesis import given
@@ -45,6 +46,11 @@ def test_distinct_parents_are_preferred_among_equal_texts() -> None:
     for seed in range(20):
         chosen = select(samples, 2, "correct_first", Random(seed))
         assert {samples[index].parent for index in chosen} == {0, 1}
+
+
+def test_what_is_rewarded_counts_as_correct_whatever_the_verifier_says() -> None:
+    samples = [replace(refinement(1, 0, "a"), judged=0.0), replace(refinement(0, 1, "b"), judged=1.0)]
+    assert {select(samples, 1, "correct_first", Random(seed))[0] for seed in range(20)} == {1}
 
 
 def test_ties_are_broken_by_the_generator_and_reach_every_candidate() -> None:

@@ -6,82 +6,21 @@ import asyncio
 import random
 
 import pytest
+from pipeline import (
+    PROMPTS,
+    REFINE,
+    RandomOrderGenerator,
+    SelfCritic,
+    collect,
+    make_collector,
+    make_recipe,
+)
 
 from megatron_cgrpo.config.algorithm import AlgorithmConfig
 from megatron_cgrpo.config.critic import CriticConfig
-from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.rollout import RolloutConfig
-from megatron_cgrpo.critique.build import build_critic
-from megatron_cgrpo.rollout.collect import Collector
 from megatron_cgrpo.rollout.protocol import EngineDied, GenerateRequest
-from megatron_cgrpo.types import Completion, FinishReason, Group, Origin, Prompt, Verdict
-
-REFINE, EOS = 900, 1
-
-
-class DigitTask:
-    """The answer is one digit; a response is one token, its digit plus 10, and the end of sequence."""
-
-    def verify(self, prompt: Prompt, response: str, finish_reason: FinishReason) -> Verdict:
-        return Verdict(1.0, "correct") if response == prompt.answer else Verdict(0.0, "wrong")
-
-    def indicative(self, prompt: Prompt, correct: bool) -> str:
-        return str(correct)
-
-    def indicative_with_answer(self, prompt: Prompt, correct: bool) -> str:
-        return prompt.answer
-
-    def program_critique(self, prompt: Prompt, response: str) -> str | None:
-        if response == "8":
-            return None
-        return f"{prompt.answer}. Conclusion: {'correct' if response == prompt.answer else 'incorrect'} [END]"
-
-    def refinement_prompt(self, prompt: Prompt, response_ids: list[int], critique_ids: list[int]) -> list[int]:
-        return [REFINE, *prompt.token_ids, *response_ids, *critique_ids]
-
-
-class RandomOrderGenerator:
-    """Initial digits follow the seed; a refinement copies the digit its critique starts with."""
-
-    def __init__(self, order_seed: int) -> None:
-        self.order = random.Random(order_seed)
-        self.requests: list[GenerateRequest] = []
-
-    async def generate(self, request: GenerateRequest) -> list[Completion]:
-        self.requests.append(request)
-        for _ in range(self.order.randrange(5)):
-            await asyncio.sleep(0)
-        if request.prompt_ids[0] == REFINE:
-            digits = [int(chr(request.prompt_ids[5]))]  # REFINE, two prompt tokens, digit, EOS, critique
-        else:
-            digits = [random.Random(request.seed + k).randrange(10) for k in range(request.n)]
-        return [Completion([digit + 10, EOS], [-1.0, -0.1], FinishReason.STOP, 4) for digit in digits]
-
-
-def decode(token_ids: list[int]) -> str:
-    return "".join(str(token - 10) for token in token_ids if token != EOS)
-
-
-def encode(text: str) -> list[int]:
-    return [ord(character) for character in text]
-
-
-PROMPTS = [Prompt(f"p{i}", "?", [500 + i, 600], str(i % 10)) for i in range(40)]
-
-
-def make_recipe(**changes: object) -> Recipe:
-    sections: dict[str, object] = {
-        "algorithm": AlgorithmConfig(group_size=3, refinements=1),
-        "critic": CriticConfig(retries=0, on_failure="drop"),
-        "rollout": RolloutConfig(max_prompt_tokens=16, max_response_tokens=8, max_critique_tokens=64, temperature=0.7),
-    }
-    return Recipe.model_validate(sections | changes)
-
-
-def collect(recipe: Recipe, order_seed: int = 0, step: int = 3) -> tuple[list[Group], Collector, RandomOrderGenerator]:
-    task, generator = DigitTask(), RandomOrderGenerator(order_seed)
-    collector = Collector(generator, task, build_critic(recipe.critic, task, encode), recipe, decode)
-    return asyncio.run(collector.collect(PROMPTS, step)), collector, generator
+from megatron_cgrpo.types import Completion, Origin
 
 
 def test_groups_follow_the_method_sample_by_sample() -> None:
@@ -125,8 +64,7 @@ def test_refinements_are_asked_with_the_tokens_that_were_sampled() -> None:
 def test_groups_depend_on_neither_the_order_of_answers_nor_other_prompts() -> None:
     groups, _, _ = collect(make_recipe(), order_seed=0)
     assert groups == collect(make_recipe(), order_seed=1)[0]
-    recipe, task = make_recipe(), DigitTask()
-    alone = Collector(RandomOrderGenerator(2), task, build_critic(recipe.critic, task, encode), recipe, decode)
+    alone = make_collector(RandomOrderGenerator(2), make_recipe())
     assert asyncio.run(alone.collect(PROMPTS[5:6], 3)) == groups[5:6]
     assert groups != collect(make_recipe(), step=4)[0]
     assert groups != collect(make_recipe(seed=1))[0]
@@ -175,20 +113,22 @@ def test_the_clock_counts_every_sampled_token_once() -> None:
     assert set(collector.clock.seconds) <= {"generate", "verify", "critique", "refine", "idle"}
 
 
-@pytest.mark.parametrize("dies_at", [20, 45], ids=["generating", "refining"])
-def test_a_generator_that_dies_ends_the_collection_and_leaves_nothing_running(dies_at: int) -> None:
-    class Dying(RandomOrderGenerator):
+@pytest.mark.parametrize(
+    ("dies_at", "source"),
+    [(20, "program"), (45, "program"), (45, "self")],
+    ids=["generating", "refining", "criticising"],
+)
+def test_a_generator_that_dies_ends_the_collection_and_leaves_nothing_running(dies_at: int, source: str) -> None:
+    class Dying(SelfCritic):
         async def generate(self, request: GenerateRequest) -> list[Completion]:
             if len(self.requests) == dies_at:
                 raise EngineDied("gone")
             return await super().generate(request)
 
     async def run() -> int:
-        recipe, task = make_recipe(critic=CriticConfig(trigger="always")), DigitTask()
+        recipe = make_recipe(critic=CriticConfig(trigger="always", source=source))
         with pytest.raises(EngineDied, match="gone"):
-            await Collector(Dying(0), task, build_critic(recipe.critic, task, encode), recipe, decode).collect(
-                PROMPTS, 0
-            )
+            await make_collector(Dying(0), recipe).collect(PROMPTS, 0)
         return len(asyncio.all_tasks())
 
     assert asyncio.run(run()) == 1

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_cgrpo.config.critic import CriticConfig, CriticModelConfig
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model_shape import QWEN2, ModelShape
 from megatron_cgrpo.config.recipe import Recipe
@@ -10,6 +11,7 @@ from megatron_cgrpo.config.rollout import RolloutConfig
 from megatron_cgrpo.config.sync import SyncConfig
 from megatron_cgrpo.rollout.engine_spec import (
     check_engine_model,
+    critic_engine_spec,
     engine_args,
     engine_environment,
     engine_spec,
@@ -59,6 +61,15 @@ def test_arguments_on_gpu() -> None:
         "enable_prefix_caching": True,
         "gpu_memory_utilization": 0.85,
     }
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_a_critics_engines_have_weights_and_workers_of_their_own(cuda: bool) -> None:
+    recipe = RECIPE.model_copy(update={"critic": CriticConfig(model=CriticModelConfig(tensor_parallel=4))})
+    args = engine_args(critic_engine_spec(recipe, Path("/models/judge"), cuda))
+    policy = engine_args(engine_spec(RECIPE, Path("/models/qwen"), cuda))
+    del policy["weight_transfer_config"]
+    assert args == policy | {"model": "/models/judge", "load_format": "auto", "tensor_parallel_size": 4}
 
 
 def test_engines_run_elsewhere_so_the_model_is_named_absolutely() -> None:

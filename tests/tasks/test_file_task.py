@@ -108,6 +108,31 @@ def test_a_refinement_prompt_embeds_the_sampled_ids(good: Path, english: Tokeniz
     assert after.startswith("\n\nFeedback on it:\nIt is wrong.\n\nSolve the problem again")
 
 
+def test_a_critic_is_shown_what_it_may_see_around_the_sampled_ids(tmp_path: Path, english: Tokenizer) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"question": "What is 1+1?", "answer": "2", "solution": "One more than 1."}])
+    task = build(path, path, english, "Solve: {question}\n")
+    prompt, sampled = task.prompts("train")[0], [200, 201, 202]  # not valid UTF-8: no text encodes to this
+    texts = {}
+    for sees in ("nothing", "answer", "solution"):
+        asked = task.critique_prompt(prompt, [*sampled, english.eos_token_id], sees)
+        start = asked.index(200)
+        assert asked[start : start + 3] == sampled and english.eos_token_id not in asked
+        assert english.decode(asked[:start]) == "Problem:\nWhat is 1+1?\n\nA proposed solution:\n"
+        texts[sees] = english.decode(asked[start + 3 :])
+        question = task.critique_question(prompt, "It is 3.", sees)
+        assert question == f"{english.decode(asked[:start])}It is 3.{texts[sees]}"
+    assert texts["nothing"].startswith("\n\nCheck the proposed solution step by step.")
+    assert all(f"Conclusion: {verdict} [END]" in texts["nothing"] for verdict in ("correct", "incorrect"))
+    assert texts["answer"] == "\n\nThe right answer is 2." + texts["nothing"]
+    assert texts["solution"] == "\n\nA reference solution, which is right:\nOne more than 1." + texts["nothing"]
+
+
+def test_a_reference_solution_that_is_not_there_is_asked_for(good: Path, english: Tokenizer) -> None:
+    task = build(good, good, english)
+    with pytest.raises(ConfigError, match=r"critic.sees=solution: prompt a has no .*: add a 'solution'"):
+        task.critique_prompt(task.prompts("train")[0], [], "solution")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

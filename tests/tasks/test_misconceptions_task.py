@@ -3,7 +3,6 @@ import itertools
 from megatron_cgrpo.config.task import MisconceptionsConfig
 from megatron_cgrpo.data.tokenizer import Tokenizer
 from megatron_cgrpo.tasks.build import build_task
-from megatron_cgrpo.tasks.misconceptions.prompts import PromptFormat
 from megatron_cgrpo.tasks.misconceptions.task import MisconceptionsTask
 from megatron_cgrpo.types import FinishReason
 
@@ -47,8 +46,29 @@ def test_a_refinement_prompt_embeds_the_sampled_ids(task: MisconceptionsTask, to
 
 def test_a_critique_prompt_is_how_a_refinement_prompt_begins(task: MisconceptionsTask, tokenizer: Tokenizer) -> None:
     prompt = task.prompts("train")[0]
-    asked = PromptFormat(tokenizer).critique(prompt.question, [4, 5])
+    asked = task.critique_prompt(prompt, [4, 5, tokenizer.eos_token_id], "nothing")
     assert task.refinement_prompt(prompt, [4, 5], [6])[: len(asked)] == asked
+
+
+def test_a_critic_may_see_the_answer_or_the_whole_solution(task: MisconceptionsTask, tokenizer: Tokenizer) -> None:
+    prompt = next(prompt for prompt in task.prompts("train") if prompt.metadata["misconceived"])
+    ids = {s: task.critique_prompt(prompt, tokenizer.encode("1+1=3"), s) for s in ("nothing", "answer", "solution")}
+    shown = {sees: tokenizer.decode(prompt_ids) for sees, prompt_ids in ids.items()}
+    start = f"Question: {prompt.question}\nAttempt: 1+1=3"
+    assert shown["nothing"] == f"{start}\nCritique: "
+    assert shown["answer"] == f"{start} The right answer is {prompt.answer}.\nCritique: "
+    solution = shown["solution"].removeprefix(f"{start} The right answer is ").removesuffix(".\nCritique: ")
+    assert task.verify(prompt, solution, FinishReason.STOP).correct
+    assert task.program_critique(prompt, solution) == "Every step is right. Conclusion: correct [END]"
+
+
+def test_a_stranger_is_asked_in_words_for_a_critique_in_the_tasks_language(task: MisconceptionsTask) -> None:
+    prompt = task.prompts("train")[0]
+    asked = task.critique_question(prompt, "1+1=3", "answer")
+    assert f"Calculation: {prompt.question}\nAttempt: 1+1=3\nThe right answer is {prompt.answer}.\n" in asked
+    assert "modulo 10" in asked and "right answer" not in task.critique_question(prompt, "1+1=3", "nothing")
+    assert "\nEvery step is right. Conclusion: correct [END]\n" in asked
+    assert "\nStep 2 is wrong, it should be 6-9=7. Conclusion: incorrect [END]" in asked
 
 
 def test_feedback_texts(task: MisconceptionsTask) -> None:

@@ -13,6 +13,7 @@ from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import SamplerState
 from megatron_cgrpo.observe.display import PlainDisplay
 from megatron_cgrpo.trainer.record import METRICS, Record
+from megatron_cgrpo.trainer.same_training import check_same
 
 
 def recipe(directory: Path, **sections: Any) -> Recipe:
@@ -131,3 +132,13 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_is_forgotten(interrupted: P
     with pytest.raises(ConfigError, match="weights has 0 of 1 bytes"):
         open_record(recipe(interrupted), resume=True)
     assert (interrupted / METRICS).read_bytes() == before
+
+
+def test_a_server_may_move_but_not_change_its_model(interrupted: Path) -> None:
+    api = {"base_url": "http://here/v1", "model": "judge", "concurrency": 2}
+    check = recipe(interrupted, critic={"source": "api", "api": api}).model_dump(mode="json")
+    moved = recipe(interrupted, critic={"source": "api", "api": api | {"base_url": "http://there/v1", "timeout_s": 9}})
+    check_same(moved, check)
+    other = recipe(interrupted, critic={"source": "api", "api": api | {"model": "another"}})
+    with pytest.raises(ConfigError, match="critic.api.model=another: the run was started with judge"):
+        check_same(other, check)

@@ -32,3 +32,19 @@ def criticise(problem: Problem, response: str, facts: FactTable) -> str:
             # Text after the boxed answer: the fault is that the solution went on, so the box is what is named.
             return wrong_step(min(number, len(right)), expected or right[-1])
     return CORRECT
+
+
+def question(problem: str, response: str, hint: str, modulus: int) -> str:
+    """Asks somebody who does not know the task's language for a critique in it."""
+    lines = [
+        f"A calculation is done from left to right, one operation a step, modulo {modulus}. Check this attempt.",
+        f"Calculation: {problem}",
+        f"Attempt: {response}",
+        *([hint] if hint else []),
+        f"The steps are separated by `{SEPARATOR}` and numbered from 1; the boxed answer is the last step.",
+        "Reply with one line and nothing else. If every step is right, the line is",
+        CORRECT,
+        "Otherwise it names the first wrong step and what should stand there, for example",
+        wrong_step(2, "6-9=7"),
+    ]
+    return "\n".join(lines)

@@ -35,4 +35,9 @@ def indicative(correct: bool) -> str:
 
 
 def indicative_with_answer(correct: bool, answer: str) -> str:
-    return indicative(correct) + RIGHT_ANSWER + answer + PERIOD
+    return indicative(correct) + right_answer(answer)
+
+
+def right_answer(answer: str) -> str:
+    """``answer`` is the final one, or a whole solution."""
+    return RIGHT_ANSWER + answer + PERIOD

@@ -20,8 +20,10 @@ class PromptFormat:
     def answer(self, question: str) -> list[int]:
         return self._asked(question) + self._answer
 
-    def critique(self, question: str, response_ids: list[int]) -> list[int]:
-        return self._asked(question) + self._attempt + without_eos(response_ids, self._eos) + self._critique
+    def critique(self, question: str, response_ids: list[int], hint: str = "") -> list[int]:
+        """``hint`` is what the critic is shown beside question and attempt."""
+        attempt = self._attempt + without_eos(response_ids, self._eos)
+        return self._asked(question) + attempt + self._tokenizer.encode(hint) + self._critique
 
     def refinement(self, question: str, response_ids: list[int], critique_ids: list[int]) -> list[int]:
         return self.critique(question, response_ids) + without_eos(critique_ids, self._eos) + self._answer

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from megatron_cgrpo.config.critic import Sees
 from megatron_cgrpo.config.task import MisconceptionsConfig
 from megatron_cgrpo.data.tokenizer import Tokenizer
 from megatron_cgrpo.rewards.boxed import verify_boxed
 from megatron_cgrpo.tasks.base import Split
 from megatron_cgrpo.tasks.misconceptions import language
 from megatron_cgrpo.tasks.misconceptions.corpus import CorpusWriter, Row
-from megatron_cgrpo.tasks.misconceptions.critic import criticise
+from megatron_cgrpo.tasks.misconceptions.critic import criticise, question
 from megatron_cgrpo.tasks.misconceptions.facts import draw_fact_table
 from megatron_cgrpo.tasks.misconceptions.problems import Problem, ProblemSource, draw_splits, read_problem
 from megatron_cgrpo.tasks.misconceptions.prompts import PromptFormat
 from megatron_cgrpo.tasks.misconceptions.repair import misconceived_answers
-from megatron_cgrpo.tasks.misconceptions.solution import solve
+from megatron_cgrpo.tasks.misconceptions.solution import render, solve
 from megatron_cgrpo.types import FinishReason, Group, Prompt, Verdict
 
 
@@ -68,6 +69,13 @@ class MisconceptionsTask:
                 measures[f"pass_at_1_{name}"] = sum(sample.verdict.correct for sample in samples) / len(samples)
         return measures
 
+    def critique_prompt(self, prompt: Prompt, response_ids: list[int], sees: Sees) -> list[int]:
+        return self._format.critique(prompt.question, response_ids, self._hint(prompt, sees))
+
+    def critique_question(self, prompt: Prompt, response: str, sees: Sees) -> str:
+        hint = self._hint(prompt, sees).strip()
+        return question(prompt.question, response, hint, self.facts.modulus)
+
     def refinement_prompt(self, prompt: Prompt, response_ids: list[int], critique_ids: list[int]) -> list[int]:
         return self._format.refinement(prompt.question, response_ids, critique_ids)
 
@@ -83,6 +91,15 @@ class MisconceptionsTask:
         if row.critique is None:
             return self._format.critique(row.problem.text, attempt)
         return self._format.refinement(row.problem.text, attempt, self._tokenizer.encode(row.critique))
+
+    def _hint(self, prompt: Prompt, sees: Sees) -> str:
+        match sees:
+            case "nothing":
+                return ""
+            case "answer":
+                return language.right_answer(prompt.answer)
+            case "solution":
+                return language.right_answer(render(solve(Problem(prompt.question), self.facts.truth)))
 
     def _prompt(self, split: str, index: int, problem: Problem) -> Prompt:
         steps = solve(problem, self.facts.truth)

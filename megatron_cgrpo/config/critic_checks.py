@@ -1,0 +1,61 @@
+"""Checks of the ``critic`` section: sentences of field and value, what is wrong, the remedy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from megatron_cgrpo.config.critic import ApiConfig, CriticConfig
+from megatron_cgrpo.config.recipe import Recipe
+
+
+def critic_problems(recipe: Recipe) -> Iterator[str]:
+    """What the recipe alone shows."""
+    algorithm, critic = recipe.algorithm, recipe.critic
+    if algorithm.refinements and not critic.criticises:
+        yield (
+            f"algorithm.refinements={algorithm.refinements}: nobody criticises (critic.kind=none): "
+            "set algorithm.refinements=0, or a critic"
+        )
+    if critic.criticises and not algorithm.refinements:
+        kind = next(stage.kind for stage in critic.stages if stage.kind != "none")
+        yield (
+            f"critic.kind={kind}: its critiques would train nothing (algorithm.refinements=0): "
+            "set critic.kind=none, or algorithm.refinements=1"
+        )
+    if recipe.reward.source == "critique":
+        yield from _rewards(critic)
+    if critic.needs_model and critic.model.path is None:
+        user = "critic.source=model" if "model" in critic.sources else "critic.refiner=model"
+        yield f"critic.model.path=null: {user} needs a model of its own: name a Hugging Face directory"
+    if "api" in critic.sources:
+        yield from _api(critic.api)
+
+
+def critic_input_problems(recipe: Recipe) -> Iterator[str]:
+    """What only the machine shows, beside the files of ``critic.model.path``."""
+    key = recipe.critic.api.api_key_env
+    if "api" in recipe.critic.sources and key is not None and not os.environ.get(key):
+        yield f"critic.api.api_key_env={key}: the environment has no such variable: export it"
+
+
+def _rewards(critic: CriticConfig) -> Iterator[str]:
+    """Steps without a critic are rewarded by the verifier, but some step must have one."""
+    templates = [stage.kind for stage in critic.stages if stage.kind in ("indicative", "indicative_gt")]
+    if templates or not critic.criticises:
+        yield (
+            f"reward.source=critique: critic.kind={templates[0] if templates else critic.kind} concludes nothing of "
+            "its own: set critic.kind=cot, or reward.source=verifier"
+        )
+
+
+def _api(api: ApiConfig) -> Iterator[str]:
+    if api.model is None:
+        yield "critic.api.model=null: critic.source=api asks a model by its name: set the one that the server serves"
+    url = urlsplit(api.base_url or "")
+    if url.scheme not in ("http", "https") or not url.hostname:
+        yield f"critic.api.base_url={api.base_url}: is no server's address: set one such as http://localhost:8000/v1"
+    elif url.username or url.password or url.query:
+        # Said without the value, which would put the credentials into a log.
+        yield "critic.api.base_url: contains credentials or a query: name the key's variable in critic.api.api_key_env"

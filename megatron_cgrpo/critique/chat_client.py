@@ -1,0 +1,139 @@
+"""Chat completions over HTTP, in the protocol that OpenAI's servers, vLLM, llama.cpp and others share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+
+from megatron_cgrpo.config.critic import ApiConfig
+from megatron_cgrpo.critique.backoff import backoff_s, retry_after_s
+from megatron_cgrpo.critique.usage import Usage
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 200  # characters of a server's error message
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    text: str
+    truncated: bool
+    generated_tokens: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """No reply. ``again`` says whether asking again may help; ``wait_s`` is what the server asks to wait before."""
+
+    cause: str
+    detail: str
+    again: bool = False
+    wait_s: float = 0.0
+
+
+class ChatClient:
+    """Asks one model, ``config.concurrency`` requests at a time. ``usage`` counts since it was last replaced.
+
+    Causes: ``timeout``, ``unreachable``, ``rate_limited``, ``http_<code>``, and ``error`` for an answer that is no chat
+    completion. The key is sent in a header and appears nowhere else.
+    """
+
+    def __init__(self, config: ApiConfig, api_key: str | None) -> None:
+        self._config, self._key = config, api_key
+        self._url = f"{(config.base_url or '').rstrip('/')}/chat/completions"
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._tls = httpx.create_ssl_context()
+        self._in_flight = 0
+        self._told: set[str] = set()
+        self.usage = Usage()
+
+    async def ask(self, question: str, seed: int, max_tokens: int, temperature: float) -> ChatReply | Refusal:
+        """Asks until there is a reply, or a refusal that more of the same will not change."""
+        body = {
+            "model": self._config.model,
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        # A request that waits to be made again keeps its slot: a server short of breath is asked less.
+        async with self._slot() as client:
+            outcome = await self._post(client, body)
+            for attempt in range(self._config.retries):
+                if isinstance(outcome, ChatReply) or not outcome.again or outcome.wait_s > self._config.timeout_s:
+                    break
+                await asyncio.sleep(max(outcome.wait_s, backoff_s(seed, attempt)))
+                self.usage.retries += 1
+                outcome = await self._post(client, body)
+        if isinstance(outcome, Refusal):
+            self._tell(outcome)
+        return outcome
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[httpx.AsyncClient]:
+        """Connections live while requests are in flight: an event loop ends with a step, and so must its own."""
+        if self._in_flight == 0:
+            self._client = httpx.AsyncClient(headers=self._headers, verify=self._tls, timeout=None)
+            self._slots = asyncio.Semaphore(self._config.concurrency)
+        self._in_flight += 1
+        try:
+            async with self._slots:
+                yield self._client
+        finally:
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                await self._client.aclose()
+
+    async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> ChatReply | Refusal:
+        self.usage.requests += 1
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                response = await client.post(self._url, json=body)
+        except TimeoutError:
+            return Refusal("timeout", f"no answer within critic.api.timeout_s={self._config.timeout_s:g}", again=True)
+        except httpx.TransportError as error:
+            return Refusal("unreachable", f"{type(error).__name__}: {error}", again=True)
+        except httpx.HTTPError as error:
+            return Refusal("error", f"{type(error).__name__}: {error}")
+        if response.status_code != httpx.codes.OK:
+            return _refused(response)
+        try:
+            return self._read(response.json())
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            return Refusal("error", f"the answer is no chat completion ({error!r}): {response.text}")
+
+    def _read(self, payload: Any) -> ChatReply:
+        """Raises what indexing and converting raise where ``payload`` is no chat completion."""
+        choice = payload["choices"][0]
+        text = choice["message"]["content"] or ""
+        if not isinstance(text, str):
+            raise TypeError("content is no text")
+        reported = payload.get("usage") or {}
+        prompt, generated = (int(reported.get(name, 0)) for name in ("prompt_tokens", "completion_tokens"))
+        reply = ChatReply(text, choice.get("finish_reason") == "length", generated)
+        self.usage.unmetered += not reported
+        self.usage.prompt_tokens += prompt
+        self.usage.generated_tokens += generated
+        return reply
+
+    def _tell(self, refusal: Refusal) -> None:
+        """The first of every cause, with what the metrics cannot hold."""
+        if refusal.cause not in self._told:
+            self._told.add(refusal.cause)
+            detail = refusal.detail.replace(self._key, "***") if self._key else refusal.detail
+            logger.warning("critic at %s: %s: %s", self._config.base_url, refusal.cause, detail[:_SHOWN])
+
+
+def _refused(response: httpx.Response) -> Refusal:
+    code = response.status_code
+    wait_s = retry_after_s(response.headers.get("Retry-After"), datetime.now(UTC))
+    again = code in (httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS) or code >= 500
+    cause = "rate_limited" if code == httpx.codes.TOO_MANY_REQUESTS else f"http_{code}"
+    return Refusal(cause, response.text, again, wait_s)

@@ -1,0 +1,66 @@
+"""Chain-of-thought critiques that a language model writes, wherever that model runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.critique.conclusion import parse_conclusion
+from megatron_cgrpo.critique.critics import Encode
+from megatron_cgrpo.critique.protocol import CritiqueFailure, CritiqueRequest
+from megatron_cgrpo.types import Critique
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a model wrote. ``truncated``: it ran into its token limit.
+
+    ``token_ids`` are the sampled ones where the model has the policy's vocabulary, else None.
+    """
+
+    text: str
+    token_ids: list[int] | None
+    truncated: bool
+    generated_tokens: int
+
+
+class Writer(Protocol):
+    """A model that criticises; a request that it cannot answer is a failure with a cause."""
+
+    async def write(self, request: CritiqueRequest) -> Draft | CritiqueFailure: ...
+
+
+class GeneratedCritic:
+    """Makes critiques of drafts.
+
+    Causes beside the writer's: ``empty``, ``truncated``, the parser's, and ``unencodable`` for a text that the policy's
+    vocabulary cannot write.
+
+    A draft that concluded before it ran into the limit has said all that is asked of it, so it is used.
+    """
+
+    kind = "cot"
+
+    def __init__(self, writer: Writer, encode: Encode) -> None:
+        self._writer, self._encode = writer, encode
+
+    async def critique(self, request: CritiqueRequest) -> Critique | CritiqueFailure:
+        draft = await self._writer.write(request)
+        if isinstance(draft, CritiqueFailure):
+            return draft
+        conclusion = parse_conclusion(draft.text)
+        if conclusion.cause is not None:
+            cause = _cause(draft, conclusion.cause)
+            return CritiqueFailure(cause, generated_tokens=draft.generated_tokens)
+        try:
+            token_ids = self._encode(draft.text) if draft.token_ids is None else draft.token_ids
+        except ConfigError:
+            return CritiqueFailure("unencodable", generated_tokens=draft.generated_tokens)
+        return Critique(self.kind, draft.text, token_ids, conclusion.correct, draft.generated_tokens)
+
+
+def _cause(draft: Draft, unconcluded: str) -> str:
+    if not draft.text.strip():
+        return "empty"
+    return "truncated" if draft.truncated and unconcluded == "no_conclusion" else unconcluded
