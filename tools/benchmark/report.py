@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from benchmark.checkpoints import QWEN3_32B, in_flight, nbytes, shape_of, size_name
 from benchmark.figures import RSS_FIXED, RSS_SHARE, Line, Row, at_measured_rate, fit, memory_factor, series
 from benchmark.measure import CACHES, CONVERSIONS, LAYOUT, Cache, Operation
@@ -173,11 +174,11 @@ def _seconds(axes: Axes, found: Sequence[Row], far: bool) -> None:
             label, colour = f"{operation}, {cache}", _COLOURS[operation]
             axes.plot(_gigabytes(own), [row.seconds for row in own], "o", color=colour, fillstyle=_fill(cache))
             line = _line(own)
-            ends = [own[0].bytes, last if far else own[-1].bytes]
             if line is not None:
-                axes.plot(
-                    [x / _GB for x in ends], [line.at(x) for x in ends], _STYLES[cache], color=colour, label=label
-                )
+                # Many points: a straight line that misses the origin is a curve on logarithmic axes.
+                along = np.geomspace(own[0].bytes, last if far else own[-1].bytes, 100)
+                positive = [(x / _GB, line.at(x)) for x in along if line.at(x) > 0]
+                axes.plot(*zip(*positive, strict=True), _STYLES[cache], color=colour, label=label)
                 if far:
                     axes.plot(last / _GB, line.at(last), "*", color=colour, markersize=12, fillstyle=_fill(cache))
         copies = series(found, CONVERSIONS[0], cache)
