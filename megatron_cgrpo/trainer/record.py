@@ -103,7 +103,8 @@ class Record:
         last = max((int(line["step"]) for line in read_metrics(path)), default=-1) if path.is_file() else -1
         if self.manifest is not None and last < self.manifest.step:
             raise ConfigError(f"{path}: ends before the checkpoint's step {self.manifest.step}: restore the file")
-        if self.manifest is None and 0 < self._recipe.checkpoint.every <= last:
+        # At the step of the first checkpoint its line may be there before it is.
+        if self.manifest is None and 0 < self._recipe.checkpoint.every < last:
             raise ConfigError(
                 f"run.dir={self.directory}: its checkpoints are gone: restore them, or start a new run.dir"
             )

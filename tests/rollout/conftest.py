@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import ray
-import torch
+from tiny_qwen3 import CHARACTERS, tiny_qwen3
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast
 
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.rollout import RolloutConfig
@@ -17,35 +17,6 @@ from megatron_cgrpo.rollout.engine_spec import EngineSpec, engine_spec
 from megatron_cgrpo.rollout.pool import EnginePool
 from megatron_cgrpo.rollout.ray_engine import start_engines
 from megatron_cgrpo.rollout.weight_client import WeightClient
-
-CHARACTERS = ["<pad>", "<eos>", *"0123456789+-*=;. abcdefghijklmnopqrstuvwxyz"]
-
-
-def tiny_qwen3(seed: int) -> Qwen3ForCausalLM:
-    """Large initial weights, so that greedy choices are clear of rounding."""
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=len(CHARACTERS),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        intermediate_size=64,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-        initializer_range=0.3,
-        architectures=["Qwen3ForCausalLM"],
-    )
-    return Qwen3ForCausalLM(config).eval()
-
-
-def hf_tensors(model: Qwen3ForCausalLM) -> dict[str, torch.Tensor]:
-    """What a complete push contains: a tied output layer is not a weight of its own."""
-    return {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
 
 
 @pytest.fixture(scope="session")
@@ -74,18 +45,19 @@ def spec(model_dir: Path) -> EngineSpec:
     return engine_spec(Recipe(rollout=rollout), model_dir, cuda=False)
 
 
-@pytest.fixture(scope="session")
+# By module, so that no Ray is left in the process when tests of another folder start their own.
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pool(cluster: None, spec: EngineSpec) -> EnginePool:
     return start_engines(spec, 2)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(pool: EnginePool, spec: EngineSpec) -> WeightClient:
     return WeightClient([engine.handle for engine in pool.engines], spec.tensor_parallel)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_qwen3
+from tiny_qwen3 import tiny_qwen3
 
 from megatron_cgrpo.rollout.engine_spec import EngineSpec
 from megatron_cgrpo.rollout.protocol import GenerateRequest

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import ray
 import torch
-from conftest import hf_tensors, tiny_qwen3
+from tiny_qwen3 import hf_tensors, tiny_qwen3
 from transformers import Qwen3ForCausalLM
 
 from megatron_cgrpo.rollout.engine_spec import EngineSpec

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import tiny_qwen3
+from tiny_qwen3 import tiny_qwen3
 
 from megatron_cgrpo.config.critic import ApiConfig
 from megatron_cgrpo.critique.api import ApiWriter

@@ -142,3 +142,18 @@ def test_a_server_may_move_but_not_change_its_model(interrupted: Path) -> None:
     other = recipe(interrupted, critic={"source": "api", "api": api | {"model": "another"}})
     with pytest.raises(ConfigError, match="critic.api.model=another: the run was started with judge"):
         check_same(other, check)
+
+
+def test_a_run_that_died_while_it_saved_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
+    """The step's line is there before the checkpoint is; a later line tells that there was one."""
+    settings = recipe(tmp_path, checkpoint={"every": 1})
+    with open_record(settings, resume=False) as record:
+        record.base_evaluation({"pass_at_1": 0.25})
+        record.step({"step": 1})
+    with open_record(settings, resume=True) as record:
+        assert record.last_step == 0
+        record.base_evaluation({"pass_at_1": 0.25})
+        record.step({"step": 1})
+        record.step({"step": 2})
+    with pytest.raises(ConfigError, match="its checkpoints are gone"):
+        open_record(settings, resume=True)
