@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
+from megatron_cgrpo.config.model_files import CONFIG, read_json_object
 from megatron_cgrpo.observe.atomic import write_json
 from megatron_cgrpo.weights.hf_writer import copy_carried_files
 from megatron_cgrpo.weights.tensor_spec import dtype_name
 
-_CONFIG = "config.json"
 _OLD_KEY, _NEW_KEY = "torch_dtype", "dtype"
 
 
 def carry_files(source: Path, target: Path, dtypes: dict[str, torch.dtype]) -> None:
-    config = json.loads((source / _CONFIG).read_text(encoding="utf-8"))
+    config = read_json_object(source / CONFIG)
     config.pop("quantization_config", None)  # what was quantised has been dequantised
     # transformers 5 writes the new key and reads both, earlier versions know the old one only.
     key = _NEW_KEY if _NEW_KEY in config else _OLD_KEY
     config.pop(_OLD_KEY, None)
     config[key] = dtype_name(_main_dtype(dtypes))
-    write_json(target / _CONFIG, config)
+    write_json(target / CONFIG, config)
     copy_carried_files(source, target)
 
 

@@ -17,6 +17,7 @@ from checkpoints_convert.manifest import MANIFEST
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.hf_config import read_model_shape
 from megatron_cgrpo.config.model_files import (
+    CONFIG,
     GENERATION_CONFIG,
     MEGATRON_CONFIG,
     carried_files,
@@ -24,13 +25,13 @@ from megatron_cgrpo.config.model_files import (
     read_json_object,
 )
 from megatron_cgrpo.weights.coverage import MODEL_PREFIXES
-from megatron_cgrpo.weights.families import EMBEDDING, OUTPUT
+from megatron_cgrpo.weights.families import EMBEDDING, HF_EMBEDDING, HF_HEAD, OUTPUT
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.tensor_spec import TensorSpec, dtype_name
 from megatron_cgrpo.weights.torch_dist import COMMON, TorchDistCheckpoint
 
-_CONFIG, _RUN_MANIFEST, _POLICY = "config.json", "manifest.json", "policy"
-_HF_EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
+_RUN_MANIFEST, _POLICY = "manifest.json", "policy"
+_HF_EMBEDDINGS = (HF_EMBEDDING, HF_HEAD)
 _ITERATION = re.compile(r"iter_(\d+)")
 _RANK = re.compile(r"__(\d+)_\d+\.distcp")
 _TELLING = (EMBEDDING, "linear_qkv.weight", "linear_proj.weight", "linear_fc1.weight", "linear_fc2.weight", OUTPUT)
@@ -39,7 +40,7 @@ _TELLING = (EMBEDDING, "linear_qkv.weight", "linear_proj.weight", "linear_fc1.we
 
 def inspect(directory: Path) -> Contents:
     """Raises ConfigError where the directory holds no checkpoint, or one whose metadata is damaged."""
-    if (directory / _CONFIG).is_file() and not is_megatron(directory):
+    if (directory / CONFIG).is_file() and not is_megatron(directory):
         return _huggingface(directory)
     try:
         weights = megatron_directory(directory)
@@ -55,7 +56,7 @@ def inspect(directory: Path) -> Contents:
 def _huggingface(directory: Path) -> Contents:
     checkpoint = HFCheckpoint(directory)
     model = _Architecture(directory)
-    names = checkpoint.names() - ({_HF_EMBEDDINGS[1]} if model.tied else set())
+    names = checkpoint.names() - ({HF_HEAD} if model.tied else set())
     specs = {name: TensorSpec(checkpoint.stored_dtype(name), checkpoint.shape(name)) for name in names}
     safetensors = any(directory.glob("*.safetensors"))
     transformers_version = model.config.get("transformers_version")
@@ -118,7 +119,7 @@ class _Architecture:
     """What config.json says; nothing of it is needed."""
 
     def __init__(self, directory: Path) -> None:
-        self.config = _json(directory / _CONFIG)
+        self.config = _json(directory / CONFIG)
         names = self.config.get("architectures") or [None]
         self.name: str | None = names[0]
         self.shape: dict[str, Any] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.model_files import is_megatron
+from megatron_cgrpo.config.model_files import CONFIG, is_megatron
 
 _TRACKER = "latest_checkpointed_iteration.txt"
 _POLICY = "policy"
@@ -30,7 +30,7 @@ def megatron_directory(path: Path) -> Path:
 def config_directory(megatron: Path, config: Path | None) -> Path:
     """Where config.json and tokenizer are: ``config``, or else the checkpoint itself."""
     directory = config or megatron
-    if not (directory / "config.json").is_file():
+    if not (directory / CONFIG).is_file():
         raise ConfigError(
             f"--config {config}: has no config.json: name the Hugging Face directory of the model"
             if config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -12,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from checkpoints_convert.available_memory import available_memory
 from checkpoints_convert.verify_report import Check
 from megatron_cgrpo.config.errors import ConfigError, RunError
-from megatron_cgrpo.config.model_files import has_tokenizer, read_json_object
+from megatron_cgrpo.config.model_files import CONFIG, has_tokenizer, read_json_object
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.weights.hf_shapes import hf_shapes
@@ -58,7 +58,7 @@ class LogitsOptions:
 def prepare_logits(hf: Path, shape: ModelShape, options: LogitsOptions) -> list[list[int]]:
     """The token sequences to compare. Raises ConfigError where the comparison cannot run, before it loads anything."""
     CheckpointLayout(tp=options.tp, pp=options.pp).check(shape)
-    if "quantization_config" in read_json_object(hf / "config.json"):
+    if "quantization_config" in read_json_object(hf / CONFIG):
         raise ConfigError(
             f"--logits: transformers does not run the FP8 weights of {hf} everywhere: convert the Megatron checkpoint "
             "with mcgrpo convert megatron-to-hf, and name that directory with --hf"
@@ -89,7 +89,8 @@ def check_logits(
     with tempfile.TemporaryDirectory() as folder:
         expected, found = Path(folder) / "transformers.pt", Path(folder) / "megatron.pt"
         world = parallel.world_size
-        _spawn("Megatron", world, _megatron, _free_port(), parallel, megatron, shape, sequences, rounding, found)
+        meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        _spawn("Megatron", world, _megatron, meeting.port, parallel, megatron, shape, sequences, rounding, found)
         _spawn("transformers", 1, _transformers, hf, sequences, rounding, expected)
         pairs = list(zip(_load(expected), _load(found), strict=True))
     for theirs, ours in pairs:
@@ -213,9 +214,3 @@ def _megatron(
 
 def _load(path: Path) -> list[Tensor]:
     return list(torch.load(path, weights_only=True))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sentencepiece import SentencePieceProcessor
 
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.model_files import GENERATION_CONFIG, carried_files, has_tokenizer, read_json_object
+from megatron_cgrpo.config.model_files import CONFIG, GENERATION_CONFIG, carried_files, has_tokenizer, read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +65,7 @@ def check_tokenizer(source: Path, vocab: int) -> TokenizerReport:
                 "belongs to this model, or resize the model's embedding"
             )
     special = {vocabulary.source: vocabulary.special for vocabulary in found}
-    for name in ("config.json", GENERATION_CONFIG):
+    for name in (CONFIG, GENERATION_CONFIG):
         if (source / name).is_file():
             special[name] = _special_ids(source / name, vocab)
     warnings += [*_different_sizes(found), *_contradictions(special)]
@@ -155,7 +155,7 @@ def _runs_code(source: Path) -> bool:
     """Whether the tokenizer's class is Python code in its directory (or elsewhere), named by ``auto_map``."""
     maps: list[Any] = [
         read_json_object(source / name).get("auto_map")
-        for name in (_TOKENIZER_CONFIG, "config.json")
+        for name in (_TOKENIZER_CONFIG, CONFIG)
         if (source / name).is_file()
     ]
     # Before transformers 4.11 a tokenizer's auto_map was the list of its classes.

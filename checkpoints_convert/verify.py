@@ -13,20 +13,21 @@ from checkpoints_convert.logits import LogitsOptions, check_logits, prepare_logi
 from checkpoints_convert.manifest import MANIFEST, read_manifest
 from checkpoints_convert.round_trip import Comparison, HFSide, MegatronSide, compare, recorded_problems
 from checkpoints_convert.verify_chunks import chunk_problems, file_problems
-from checkpoints_convert.verify_files import CONFIG, check_config, check_tokenizers
+from checkpoints_convert.verify_files import check_config, check_tokenizers
 from checkpoints_convert.verify_report import Check, Report, attempt, judge
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.hf_config import read_model_shape
+from megatron_cgrpo.config.model_files import BIN_INDEX, CONFIG
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.weights.checkpoint_keys import find
 from megatron_cgrpo.weights.coverage import Coverage, hf_coverage, is_tied, megatron_coverage
-from megatron_cgrpo.weights.families import model_weights
+from megatron_cgrpo.weights.families import HF_EMBEDDING, HF_HEAD, model_weights
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.rows import take_rows
 from megatron_cgrpo.weights.tensor_spec import dtype_name
 from megatron_cgrpo.weights.torch_dist import TorchDistCheckpoint
 
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", BIN_INDEX)
 
 
 def verify(
@@ -123,7 +124,7 @@ class _Pair:
             return Check(name, "failed", self._damage[side])
         problems = list(coverage.problems)
         if side == "Hugging Face" and self._hf and not is_tied(self._hf, self._shape):
-            problems += ["lm_head.weight differs from the embedding, though tie_word_embeddings is true"]
+            problems += [f"{HF_HEAD} differs from {HF_EMBEDDING}, though tie_word_embeddings is true"]
         return judge(name, problems, f"all {len(coverage.sound)}, no other, with the shapes of config.json")
 
     def _chunk_checks(self) -> list[Check]:

@@ -8,10 +8,9 @@ from typing import Any
 from checkpoints_convert.tokenizer import check_tokenizer
 from checkpoints_convert.verify_report import Check, judge
 from megatron_cgrpo.config.hf_config import read_model_shape
-from megatron_cgrpo.config.model_files import carried_files, read_json_object
+from megatron_cgrpo.config.model_files import CONFIG, carried_files, read_json_object
 from megatron_cgrpo.config.shape import ModelShape
 
-CONFIG = "config.json"
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 _NOT_THE_MODEL = ("dtype", "torch_dtype", "quantization_config", "transformers_version", "_name_or_path")
 

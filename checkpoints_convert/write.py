@@ -28,7 +28,7 @@ from checkpoints_convert.sources import Source
 from checkpoints_convert.staging import check_target, staging
 from checkpoints_convert.tokenizer import check_tokenizer
 from checkpoints_convert.units import units
-from megatron_cgrpo.config.model_files import carried_files
+from megatron_cgrpo.config.model_files import CONFIG, carried_files
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.weights.hf_shapes import hf_shapes
 from megatron_cgrpo.weights.layout import CheckpointLayout
@@ -101,7 +101,7 @@ def _recorded(given: Input) -> dict[str, TensorRecord]:
 def _job(given: Input, options: Options, form: CheckpointLayout | int) -> dict[str, object]:
     """What has to be the same for an interrupted attempt to be continued."""
     files = blake3()
-    for name in (Path("config.json"), *carried_files(given.config_dir)):
+    for name in (Path(CONFIG), *carried_files(given.config_dir)):
         files.update(f"{name}\0".encode() + blake3((given.config_dir / name).read_bytes()).digest())
     return {
         "format": FORMAT,

@@ -46,7 +46,7 @@ class ActorGroup:
         actor = ray.remote(Worker).options(**options, runtime_env=environment, max_restarts=0)
         self._workers = [actor.remote(rank, threads) for rank in range(spec.parallel.world_size)]
         layout = Layout.of(spec.parallel, packed)
-        self._call("start", spec, layout, self._free_endpoint())
+        self._call("start", spec, layout, ray.get(self._workers[0].open_meeting.remote()))
 
     def load_base(self, model_dir: Path, *, reference: bool = False) -> None:
         """Loads the policy, and with ``reference`` a frozen copy: a Hugging Face directory or a Megatron checkpoint."""
@@ -78,7 +78,7 @@ class ActorGroup:
         self, backend: Literal["file", "nccl", "ipc"], client: EngineClient, engine_ranks: int, dtype: str
     ) -> None:
         """Opens the weight transfer to the engines behind ``client``; once, before the first ``push``."""
-        self._call("connect", backend, client, engine_ranks, self._free_endpoint(), dtype)
+        self._call("connect", backend, client, engine_ranks, ray.get(self._workers[0].free_endpoint.remote()), dtype)
 
     def push(self, version: int) -> None:
         """Sends the current weights to the engines and has them serve them as ``version``."""
@@ -109,9 +109,6 @@ class ActorGroup:
         for worker in self._workers:
             ray.kill(worker)
         self._workers = []
-
-    def _free_endpoint(self) -> Any:
-        return ray.get(self._workers[0].endpoint.remote())
 
     def _schedule(self, rows: Sequence[TrainRow]) -> Schedule:
         parallel = self._spec.parallel

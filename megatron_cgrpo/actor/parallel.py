@@ -15,7 +15,7 @@ from megatron_cgrpo.config.parallel import ParallelConfig
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the ranks of one trainer meet."""
+    """Where the ranks of one trainer meet: a ``TCPStore`` that somebody keeps open."""
 
     address: str
     port: int
@@ -47,13 +47,17 @@ class ParallelState:
         seed: int,
         timeout: timedelta = timedelta(minutes=30),
     ) -> ParallelState:
-        """Joins the world (NCCL with CUDA, gloo without) and builds Megatron's groups; collective over all ranks."""
+        """Joins the world (NCCL with CUDA, gloo without) and builds Megatron's groups; collective over all ranks.
+
+        The store at ``endpoint`` must be listening already, on whatever port was free when it was opened: a port that
+        is looked for first and bound later may be somebody else's by then.
+        """
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(rank % torch.cuda.device_count())
         dist.init_process_group(
             "nccl" if cuda else "gloo",
-            init_method=f"tcp://{endpoint.address}:{endpoint.port}",
+            store=dist.TCPStore(endpoint.address, endpoint.port, is_master=False, timeout=timeout),
             rank=rank,
             world_size=config.world_size,
             timeout=timeout,

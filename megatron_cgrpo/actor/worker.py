@@ -11,6 +11,7 @@ from typing import Literal
 
 import ray
 import torch
+import torch.distributed as dist
 
 from megatron_cgrpo.actor import objectives
 from megatron_cgrpo.actor.microbatches import Layout, build_microbatches
@@ -50,9 +51,16 @@ class Worker:
         torch.set_flush_denormal(True)  # denormal gradients make CPU training several times slower
         self._rank = rank
         self._sender: WeightSender | None = None
+        self._meeting: dist.TCPStore | None = None
 
-    def endpoint(self) -> Endpoint:
-        """An address on this rank's node where the world can meet."""
+    def open_meeting(self) -> Endpoint:
+        """Opens the store on this rank's node where the world meets."""
+        address = ray.util.get_node_ip_address()
+        self._meeting = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        return Endpoint(address, self._meeting.port)
+
+    def free_endpoint(self) -> Endpoint:
+        """A free port on this rank's node, for vLLM to open."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_cgrpo.config.critic_checks import critic_input_problems, critic_problems
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.model_files import VOCABULARIES, has_tokenizer, is_megatron
+from megatron_cgrpo.config.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARIES, has_tokenizer, is_megatron
 from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.task import FileTaskConfig, MisconceptionsConfig
@@ -206,7 +206,7 @@ def _run_dir(path: Path, resume: bool) -> Iterator[str]:
 
 
 def _model_files(field: str, directory: Path) -> Iterator[str]:
-    if not (directory / "config.json").is_file():
+    if not (directory / CONFIG).is_file():
         policy = directory / "policy"
         remedy = f"name {policy}" if is_megatron(policy) else "name a Hugging Face model, or a converted one"
         yield f"{field}={directory}: has no config.json: {remedy}"
@@ -215,7 +215,7 @@ def _model_files(field: str, directory: Path) -> Iterator[str]:
         yield f"{field}={directory}: has no tokenizer ({', '.join(VOCABULARIES)}): copy the model's tokenizer there"
     if is_megatron(directory):
         return
-    index = directory / "model.safetensors.index.json"
+    index = directory / SAFETENSORS_INDEX
     if index.is_file():
         shards = _indexed_files(index)
         if shards is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.model_files import CONFIG
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class ConfigJson:
 
     @classmethod
     def read(cls, directory: Path, field: str) -> ConfigJson:
-        path = directory / "config.json"
+        path = directory / CONFIG
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:

@@ -11,7 +11,8 @@ from megatron_cgrpo.config.errors import ConfigError
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Each holds a vocabulary; a directory without any of them has no tokenizer."""
 
-GENERATION_CONFIG = "generation_config.json"
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+SAFETENSORS_INDEX, BIN_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 
 _CARRIED = (
     *VOCABULARIES,

@@ -10,6 +10,7 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.platforms import current_platform
 
 from megatron_cgrpo.rollout import cpu_batch_invariance
+from megatron_cgrpo.weights.families import HF_HEAD
 from megatron_cgrpo.weights.transfer import file_backend
 
 file_backend.register()
@@ -25,7 +26,7 @@ class WorkerExtension:
         model = self.get_model()  # type: ignore[attr-defined]
         names = checkpoint_names(model)
         if model.config.tie_word_embeddings:
-            names.discard("lm_head.weight")
+            names.discard(HF_HEAD)
         return sorted(names)
 
 

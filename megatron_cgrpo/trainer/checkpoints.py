@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.model_files import CONFIG
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import SamplerState
@@ -75,7 +76,7 @@ class CheckpointStore:
         shutil.rmtree(staging, ignore_errors=True)
         (staging / POLICY).mkdir(parents=True)
         write_policy((staging / POLICY).absolute())
-        shutil.copyfile(model.directory / "config.json", staging / POLICY / "config.json")
+        shutil.copyfile(model.directory / CONFIG, staging / POLICY / CONFIG)
         copy_carried_files(model.directory, staging / POLICY)
         manifest = Manifest(
             format=FORMAT,

@@ -11,7 +11,7 @@ import torch
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.weights.checkpoint_keys import find
-from megatron_cgrpo.weights.families import model_weights
+from megatron_cgrpo.weights.families import HF_EMBEDDING, HF_HEAD, model_weights
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.hf_shapes import hf_shapes
 from megatron_cgrpo.weights.tensor_spec import TensorSpec
@@ -19,7 +19,6 @@ from megatron_cgrpo.weights.tensor_spec import TensorSpec
 MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.")
 """Of the Megatron keys that are a model's; what training adds has others."""
 
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _ROTARY_BUFFER = ".rotary_emb.inv_freq"  # in old Llama files: what every implementation computes itself
 _SHOWN = 8  # problems that one message lists
 
@@ -52,16 +51,16 @@ def check_hf(checkpoint: HFCheckpoint, shape: ModelShape) -> None:
     hf_coverage(checkpoint, shape).require(checkpoint.model_dir, shape)
     if not is_tied(checkpoint, shape):
         raise ConfigError(
-            f"{checkpoint.model_dir}: tie_word_embeddings=true, but {_HEAD} differs from {_EMBEDDING}: set "
+            f"{checkpoint.model_dir}: tie_word_embeddings=true, but {HF_HEAD} differs from {HF_EMBEDDING}: set "
             "tie_word_embeddings=false in config.json to keep both, or remove the tensor"
         )
 
 
 def is_tied(checkpoint: HFCheckpoint, shape: ModelShape) -> bool:
     """Whether a head that the architecture ties is a copy, where the checkpoint has one."""
-    if not shape.tied_embeddings or not {_HEAD, _EMBEDDING} <= checkpoint.names():
+    if not shape.tied_embeddings or not {HF_HEAD, HF_EMBEDDING} <= checkpoint.names():
         return True
-    return torch.equal(checkpoint.read(_HEAD), checkpoint.read(_EMBEDDING))
+    return torch.equal(checkpoint.read(HF_HEAD), checkpoint.read(HF_EMBEDDING))
 
 
 def hf_coverage(checkpoint: HFCheckpoint, shape: ModelShape) -> Coverage:
@@ -73,7 +72,7 @@ def hf_coverage(checkpoint: HFCheckpoint, shape: ModelShape) -> Coverage:
             coverage.problems.append(f"{name} is missing")
         else:
             coverage._note(name, checkpoint.shape(name), size)
-    tolerated = {_HEAD} if shape.tied_embeddings else set()
+    tolerated = {HF_HEAD} if shape.tied_embeddings else set()
     unexpected = {name for name in found if not name.endswith(_ROTARY_BUFFER)} - expected.keys() - tolerated
     coverage.problems += [f"{name} is not of this architecture" for name in sorted(unexpected)]
     return coverage

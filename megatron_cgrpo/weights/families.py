@@ -13,6 +13,7 @@ from megatron_cgrpo.weights.weight import Weight
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
+HF_EMBEDDING, HF_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 LAYER_PREFIX = "decoder.layers."
 
 TE_NAMES = {
@@ -81,10 +82,10 @@ def _weight(rule: _Rule, layer: int, expert: int | None = None) -> Weight:
 
 def model_weights(shape: ModelShape) -> list[Weight]:
     """Every parameter of the model, in forward order."""
-    weights = [Weight(EMBEDDING, ("model.embed_tokens.weight",), Same(), COLUMN, vocab=True)]
+    weights = [Weight(EMBEDDING, (HF_EMBEDDING,), Same(), COLUMN, vocab=True)]
     for number in range(shape.layers):
         weights += _layer(number, shape)
     weights.append(Weight("decoder.final_layernorm.weight", ("model.norm.weight",), Same(), REPLICATED))
     if not shape.tied_embeddings:
-        weights.append(Weight(OUTPUT, ("lm_head.weight",), Same(), COLUMN, vocab=True))
+        weights.append(Weight(OUTPUT, (HF_HEAD,), Same(), COLUMN, vocab=True))
     return weights

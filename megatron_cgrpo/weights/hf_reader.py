@@ -11,13 +11,11 @@ from blake3 import blake3
 from torch import Tensor
 
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.model_files import read_json_object
+from megatron_cgrpo.config.model_files import BIN_INDEX, CONFIG, SAFETENSORS_INDEX, read_json_object
 from megatron_cgrpo.weights.fp8_blocks import DEQUANTISED, read_quantisation, scaled_names
 from megatron_cgrpo.weights.tensor_spec import TensorSpec
 from megatron_cgrpo.weights.weight_files import WeightFile, open_weight_file
 
-_INDEX = "model.safetensors.index.json"
-_BIN_INDEX = "pytorch_model.bin.index.json"
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
 _SHOWN = 5
@@ -46,7 +44,7 @@ class HFCheckpoint:
             status = path.stat()
             digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode() + file.signature)
         _check_listed(index, self._files, model_dir)
-        config = model_dir / "config.json"
+        config = model_dir / CONFIG
         self._blocks = read_quantisation(read_json_object(config) if config.is_file() else {}, config)
         self._scales = scaled_names(self._stored, self._blocks, model_dir)
         digest.update(repr(self._blocks).encode())
@@ -95,7 +93,7 @@ class HFCheckpoint:
 
 def _weight_files(model_dir: Path) -> tuple[list[Path], dict[str, str] | None]:
     """The files of the model, and the index (tensor -> file name) where there is one. safetensors win over ``.bin``."""
-    for index, pattern in ((_INDEX, "*.safetensors"), (_BIN_INDEX, "pytorch_model*.bin")):
+    for index, pattern in ((SAFETENSORS_INDEX, "*.safetensors"), (BIN_INDEX, "pytorch_model*.bin")):
         present = sorted(model_dir.glob(pattern))
         if (model_dir / index).is_file():
             return _indexed_files(model_dir, index, present)

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_cgrpo.config.model_files import carried_files
+from megatron_cgrpo.config.model_files import CONFIG, carried_files
 from megatron_cgrpo.weights.safetensors_stream import StreamedSafetensors
 from megatron_cgrpo.weights.tensor_spec import TensorSpec, dtype_name
-
-_CONFIG = "config.json"
 
 
 def write_hf_directory(
@@ -42,7 +40,7 @@ def write_hf_directory(
             for name, tensor in tensors:
                 files.write(name, tensor)
             files.finish()
-        (staging / _CONFIG).write_text(json.dumps({**config, "dtype": dtype_name(dtype)}, indent=2) + "\n")
+        (staging / CONFIG).write_text(json.dumps({**config, "dtype": dtype_name(dtype)}, indent=2) + "\n")
         copy_carried_files(tokenizer_from, staging)
         _publish(staging, target)
     finally:
@@ -60,11 +58,11 @@ def copy_carried_files(source: Path, target: Path) -> list[Path]:
 
 def _publish(staging: Path, target: Path) -> None:
     """``config.json`` tells a complete directory from the remains of something else."""
-    if (target / _CONFIG).is_file():
+    if (target / CONFIG).is_file():
         return
     shutil.rmtree(target, ignore_errors=True)
     try:
         staging.rename(target)
     except OSError:  # another process may have been faster since
-        if not (target / _CONFIG).is_file():
+        if not (target / CONFIG).is_file():
             raise

@@ -11,6 +11,7 @@ from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.config.tensor_parallel import tensor_parallel_problems
 from megatron_cgrpo.weights.families import EMBEDDING
+from megatron_cgrpo.weights.mapping import padded_vocab
 from megatron_cgrpo.weights.rows import Rows, count_rows, join_rows, take_rows
 from megatron_cgrpo.weights.shards import Split
 from megatron_cgrpo.weights.weight import Weight
@@ -50,8 +51,7 @@ class CheckpointLayout:
 
     def padded_vocab(self, vocab: int) -> int:
         """Rows of the embedding after padding."""
-        multiple = self.vocab_divisor * self.tp
-        return -(-vocab // multiple) * multiple
+        return padded_vocab(vocab, self.vocab_divisor * self.tp)
 
     def stage_layers(self, layers: int) -> list[int]:
         """Number of layers on each pipeline stage."""

@@ -13,9 +13,9 @@ from megatron_cgrpo.weights.families import Weight
 ReadTensor = Callable[[str], Tensor]
 
 
-def padded_vocab(vocab: int, tp: int) -> int:
-    """Rows of the embedding after padding: the next multiple of ``tp``."""
-    return (vocab + tp - 1) // tp * tp
+def padded_vocab(vocab: int, multiple: int) -> int:
+    """Rows of the embedding after padding to a multiple, which is that of the tensor-parallel size at least."""
+    return -(-vocab // multiple) * multiple
 
 
 def local_shard(weight: Weight, read: ReadTensor, shape: ModelShape, tp_rank: int, tp: int) -> Tensor:

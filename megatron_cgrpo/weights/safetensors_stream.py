@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.model_files import SAFETENSORS_INDEX
 from megatron_cgrpo.observe.atomic import sync_directory, write_json
 from megatron_cgrpo.weights.mapped_file import WRITE_BYTES, start_writeback
 from megatron_cgrpo.weights.rows import count_rows
@@ -21,7 +22,6 @@ from megatron_cgrpo.weights.tensor_spec import TensorSpec
 MAX_SHARD_BYTES = 5_000_000_000
 """As transformers splits."""
 
-INDEX = "model.safetensors.index.json"
 _SHOWN = 5
 
 
@@ -105,7 +105,8 @@ class StreamedSafetensors:
             os.fsync(descriptor)
         if len(self._plan) > 1:
             size = sum(spec.nbytes for spec in self._specs.values())
-            write_json(self._directory / INDEX, {"metadata": {"total_size": size}, "weight_map": self._place})
+            index = {"metadata": {"total_size": size}, "weight_map": self._place}
+            write_json(self._directory / SAFETENSORS_INDEX, index)
         sync_directory(self._directory)
 
     def close(self) -> None:

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-PORTS = 16
+WORLDS = 16
 """How many worlds a function may go through, one after the other."""
 
 
 def run_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[Any]:
     """``function(rank, ports, *args)`` on each rank, in fresh processes; results in rank order."""
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_call, (function, _free_ports(), folder, args), nprocs=world)
+        meetings = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in range(WORLDS)]
+        ports = [meeting.port for meeting in meetings]
+        multiprocessing.spawn(_call, (function, ports, folder, args), nprocs=world)
         return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(world)]
-
-
-def _free_ports() -> list[int]:
-    probes = [socket.socket() for _ in range(PORTS)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def _call(rank: int, function: Callable[..., Any], ports: list[int], folder: str, args: tuple[Any, ...]) -> None:

@@ -94,7 +94,7 @@ def fused(case: Case, rank: int, world: int) -> Values:
 
 
 def two_rank_values(rank: int, ports: list[int], cases: list[Case]) -> list[Values]:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{ports[0]}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", store=dist.TCPStore("127.0.0.1", ports[0]), rank=rank, world_size=2)
     values = [fused(case, rank, 2) for case in cases]
     dist.destroy_process_group()
     return values

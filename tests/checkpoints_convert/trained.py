@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
+import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from megatron_cgrpo.config.model import ModelConfig
@@ -22,10 +22,8 @@ def save_trained(hf: Path, run: Path) -> Path:
     sampler = SamplerState(seed=3, epoch=1, position=5, fingerprint="abc")
 
     def write(policy: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        multiprocessing.spawn(_save, (port, hf, policy), nprocs=1)
+        meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        multiprocessing.spawn(_save, (meeting.port, hf, policy), nprocs=1)
 
     store = CheckpointStore(run / "checkpoints", keep_last=1)
     return store.save(20, Recipe(), BaseModel(hf, "0123"), sampler, write)

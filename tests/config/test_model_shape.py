@@ -156,268 +156,37 @@ def test_what_is_written_is_read_back_by_transformers_and_here(tmp_path: Path, a
         assert type(transformers.AutoModelForCausalLM.from_config(config)).__name__ == architecture
 
 
-def released(architecture: str, hidden: int, ffn: int, layers: int, heads: int, **keys: Any) -> dict[str, Any]:
-    return {
-        "architectures": [architecture],
-        "model_type": MODEL_TYPES[architecture],
-        "hidden_act": "silu",
-        "hidden_size": hidden,
-        "intermediate_size": ffn,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-    } | keys
-
-
-QWEN2_WINDOW = {"use_sliding_window": False, "max_window_layers": 28}
-RELEASED: dict[str, tuple[dict[str, Any], ModelShape]] = {
-    "Llama-2-7B": (
-        released(
-            LLAMA,
-            4096,
-            11008,
-            32,
-            32,
-            num_key_value_heads=32,
-            vocab_size=32000,
-            max_position_embeddings=4096,
-            rms_norm_eps=1e-5,
-            rope_scaling=None,
-            tie_word_embeddings=False,
-            pretraining_tp=1,
-        ),
-        ModelShape(LLAMA, 32, 32, 32, 128, 4096, 11008, 32000, 4096, 1e-5, 1e4),
+HUB: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "hub_configs.json").read_text())
+LLAMA_3_1, LLAMA_3_2 = RopeScaling(8.0, 1.0, 4.0, 8192), RopeScaling(32.0, 1.0, 4.0, 8192)
+RELEASED = {
+    "Llama-2-7b-hf": ModelShape(LLAMA, 32, 32, 32, 128, 4096, 11008, 32000, 4096, 1e-5, 1e4),
+    "Llama-3.1-8B": ModelShape(LLAMA, 32, 32, 8, 128, 4096, 14336, 128256, 131072, 1e-5, 5e5, rope_scaling=LLAMA_3_1),
+    "Llama-3.2-1B": ModelShape(
+        LLAMA, 16, 32, 8, 64, 2048, 8192, 128256, 131072, 1e-5, 5e5, True, rope_scaling=LLAMA_3_2
     ),
-    "Llama-3.1-8B": (
-        released(
-            LLAMA,
-            4096,
-            14336,
-            32,
-            32,
-            num_key_value_heads=8,
-            vocab_size=128256,
-            max_position_embeddings=131072,
-            rms_norm_eps=1e-5,
-            rope_theta=500000.0,
-            rope_scaling=LLAMA3 | {"rope_type": "llama3"},
-            tie_word_embeddings=False,
-            attention_bias=False,
-            mlp_bias=False,
-        ),
-        ModelShape(
-            LLAMA,
-            32,
-            32,
-            8,
-            128,
-            4096,
-            14336,
-            128256,
-            131072,
-            1e-5,
-            5e5,
-            rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
-        ),
+    "Mistral-7B-v0.3": ModelShape(MISTRAL, 32, 32, 8, 128, 4096, 14336, 32768, 32768, 1e-5, 1e6),
+    "Mixtral-8x7B-v0.1": ModelShape(
+        MIXTRAL, 32, 32, 8, 128, 4096, 14336, 32000, 32768, 1e-5, 1e6, experts=Experts(8, 2, 14336)
     ),
-    "Llama-3.2-1B": (
-        released(
-            LLAMA,
-            2048,
-            8192,
-            16,
-            32,
-            num_key_value_heads=8,
-            head_dim=64,
-            vocab_size=128256,
-            max_position_embeddings=131072,
-            rms_norm_eps=1e-5,
-            rope_theta=500000.0,
-            rope_scaling=LLAMA3 | {"rope_type": "llama3", "factor": 32.0},
-            tie_word_embeddings=True,
-        ),
-        ModelShape(
-            LLAMA,
-            16,
-            32,
-            8,
-            64,
-            2048,
-            8192,
-            128256,
-            131072,
-            1e-5,
-            5e5,
-            True,
-            rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192),
-        ),
-    ),
-    "Mistral-7B-v0.3": (
-        released(
-            MISTRAL,
-            4096,
-            14336,
-            32,
-            32,
-            num_key_value_heads=8,
-            vocab_size=32768,
-            max_position_embeddings=32768,
-            rms_norm_eps=1e-5,
-            rope_theta=1000000.0,
-            sliding_window=None,
-            tie_word_embeddings=False,
-        ),
-        ModelShape(MISTRAL, 32, 32, 8, 128, 4096, 14336, 32768, 32768, 1e-5, 1e6),
-    ),
-    "Mixtral-8x7B": (
-        released(
-            MIXTRAL,
-            4096,
-            14336,
-            32,
-            32,
-            num_key_value_heads=8,
-            vocab_size=32000,
-            max_position_embeddings=32768,
-            num_local_experts=8,
-            num_experts_per_tok=2,
-            rms_norm_eps=1e-5,
-            rope_theta=1000000.0,
-            router_aux_loss_coef=0.02,
-            sliding_window=None,
-            tie_word_embeddings=False,
-        ),
-        ModelShape(
-            MIXTRAL, 32, 32, 8, 128, 4096, 14336, 32000, 32768, 1e-5, 1e6, experts=Experts(8, 2, 14336, normalize=True)
-        ),
-    ),
-    "Qwen2.5-0.5B": (
-        released(
-            QWEN2,
-            896,
-            4864,
-            24,
-            14,
-            num_key_value_heads=2,
-            vocab_size=151936,
-            max_position_embeddings=32768,
-            rms_norm_eps=1e-6,
-            rope_theta=1000000.0,
-            sliding_window=32768,
-            tie_word_embeddings=True,
-            **QWEN2_WINDOW,
-        ),
-        ModelShape(QWEN2, 24, 14, 2, 64, 896, 4864, 151936, 32768, 1e-6, 1e6, True),
-    ),
-    "Qwen2.5-7B": (
-        released(
-            QWEN2,
-            3584,
-            18944,
-            28,
-            28,
-            num_key_value_heads=4,
-            vocab_size=152064,
-            max_position_embeddings=131072,
-            rms_norm_eps=1e-6,
-            rope_theta=1000000.0,
-            sliding_window=131072,
-            tie_word_embeddings=False,
-            **QWEN2_WINDOW,
-        ),
-        ModelShape(QWEN2, 28, 28, 4, 128, 3584, 18944, 152064, 131072, 1e-6, 1e6),
-    ),
-    "Qwen3-8B": (
-        released(
-            QWEN3,
-            4096,
-            12288,
-            36,
-            32,
-            num_key_value_heads=8,
-            head_dim=128,
-            vocab_size=151936,
-            max_position_embeddings=40960,
-            rms_norm_eps=1e-6,
-            rope_theta=1000000,
-            rope_scaling=None,
-            attention_bias=False,
-            sliding_window=None,
-            use_sliding_window=False,
-            tie_word_embeddings=False,
-        ),
-        ModelShape(QWEN3, 36, 32, 8, 128, 4096, 12288, 151936, 40960, 1e-6, 1e6),
-    ),
-    "Qwen3-32B": (
-        released(
-            QWEN3,
-            5120,
-            25600,
-            64,
-            64,
-            num_key_value_heads=8,
-            head_dim=128,
-            vocab_size=151936,
-            max_position_embeddings=40960,
-            rms_norm_eps=1e-6,
-            rope_theta=1000000,
-            sliding_window=None,
-            use_sliding_window=False,
-            tie_word_embeddings=False,
-        ),
-        ModelShape(QWEN3, 64, 64, 8, 128, 5120, 25600, 151936, 40960, 1e-6, 1e6),
-    ),
-    "Qwen3-30B-A3B": (
-        released(
-            QWEN3_MOE,
-            2048,
-            6144,
-            48,
-            32,
-            num_key_value_heads=4,
-            head_dim=128,
-            vocab_size=151936,
-            max_position_embeddings=40960,
-            rms_norm_eps=1e-6,
-            rope_theta=1000000.0,
-            num_experts=128,
-            num_experts_per_tok=8,
-            moe_intermediate_size=768,
-            norm_topk_prob=True,
-            decoder_sparse_step=1,
-            mlp_only_layers=[],
-            attention_bias=False,
-            sliding_window=None,
-            use_sliding_window=False,
-            max_window_layers=48,
-            tie_word_embeddings=False,
-        ),
-        ModelShape(
-            QWEN3_MOE,
-            48,
-            32,
-            4,
-            128,
-            2048,
-            6144,
-            151936,
-            40960,
-            1e-6,
-            1e6,
-            experts=Experts(128, 8, 768, normalize=True),
-        ),
+    "Qwen2.5-0.5B": ModelShape(QWEN2, 24, 14, 2, 64, 896, 4864, 151936, 32768, 1e-6, 1e6, True),
+    "Qwen2.5-7B": ModelShape(QWEN2, 28, 28, 4, 128, 3584, 18944, 152064, 131072, 1e-6, 1e6),
+    "Qwen3-8B": ModelShape(QWEN3, 36, 32, 8, 128, 4096, 12288, 151936, 40960, 1e-6, 1e6),
+    "Qwen3-32B": ModelShape(QWEN3, 64, 64, 8, 128, 5120, 25600, 151936, 40960, 1e-6, 1e6),
+    "Qwen3-30B-A3B": ModelShape(
+        QWEN3_MOE, 48, 32, 4, 128, 2048, 6144, 151936, 40960, 1e-6, 1e6, experts=Experts(128, 8, 768)
     ),
 }
 
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_models_are_read(tmp_path: Path, name: str) -> None:
-    content, shape = RELEASED[name]
-    (tmp_path / "config.json").write_text(json.dumps(content))
+    shape = RELEASED[name]
+    (tmp_path / "config.json").write_text(json.dumps(HUB[name]))
     assert read_model_shape(tmp_path) == shape == as_transformers_reads(tmp_path, shape.architecture)
 
 
 def test_the_first_mistral_is_refused_for_its_window(tmp_path: Path) -> None:
-    content = RELEASED["Mistral-7B-v0.3"][0] | {"vocab_size": 32000, "rope_theta": 10000.0, "sliding_window": 4096}
+    content = HUB["Mistral-7B-v0.3"] | {"vocab_size": 32000, "rope_theta": 10000.0, "sliding_window": 4096}
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="sliding_window=4096 .* 32768 positions"):
         read_model_shape(tmp_path)

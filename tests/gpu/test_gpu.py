@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import math
-import socket
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from models import load_hf_model, save_hf_model
 from rank_cases import training_rows
 from torch import Tensor
@@ -56,10 +56,8 @@ def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def state() -> Iterator[ParallelState]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    state = ParallelState.start(ONE, 0, Endpoint("127.0.0.1", port), seed=1)
+    meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    state = ParallelState.start(ONE, 0, Endpoint("127.0.0.1", meeting.port), seed=1)
     yield state
     state.stop()
 

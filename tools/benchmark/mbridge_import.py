@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import resource
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -38,10 +37,8 @@ def main() -> None:
     parser.add_argument("--memory-efficient", action="store_true", help="mbridge's memory_efficient=True")
     options = parser.parse_args()
     options.megatron.mkdir(parents=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    multiprocessing.spawn(run_rank, (port, options), nprocs=options.tp * options.pp)
+    meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    multiprocessing.spawn(run_rank, (meeting.port, options), nprocs=options.tp * options.pp)
 
 
 def run_rank(rank: int, port: int, options: argparse.Namespace) -> None:
@@ -50,7 +47,7 @@ def run_rank(rank: int, port: int, options: argparse.Namespace) -> None:
     cpu_device.install()
     torch.set_num_threads(1)
     world = options.tp * options.pp
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    dist.init_process_group("gloo", store=dist.TCPStore("127.0.0.1", port), rank=rank, world_size=world)
     from megatron.core import dist_checkpointing, parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
     from transformers import AutoConfig
