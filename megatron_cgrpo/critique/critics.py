@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from megatron_cgrpo.critique.conclusion import parse_conclusion
 from megatron_cgrpo.critique.protocol import CritiqueFailure, CritiqueRequest
@@ -28,12 +28,12 @@ class ProgramCritic:
 
     kind = "cot"
 
-    def __init__(self, text: Callable[[Prompt, str], str | None], encode: Encode) -> None:
+    def __init__(self, text: Callable[[Prompt, str], Awaitable[str | None]], encode: Encode) -> None:
         self._text, self._encode = text, encode
 
     async def critique(self, request: CritiqueRequest) -> Critique | CritiqueFailure:
         try:
-            text = self._text(request.prompt, request.response)
+            text = await self._text(request.prompt, request.response)
         except Exception:  # whatever a task's checker trips over is one failed critique, not a failed run
             return CritiqueFailure("error")
         if text is None:

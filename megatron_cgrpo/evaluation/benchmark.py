@@ -44,6 +44,6 @@ class Benchmark:
         answers = []
         for index, completion in enumerate(await generator.generate(request)):
             text = self.decode(completion.token_ids)
-            verdict = self.task.verify(prompt, text, completion.finish_reason)
+            verdict = await self.task.verify(prompt, text, completion.finish_reason)
             answers.append(Sample(Origin.ROLLOUT, completion, text, verdict, seed + index))
         return Group(prompt, answers)

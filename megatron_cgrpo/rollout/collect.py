@@ -88,7 +88,7 @@ class Collector:
     async def _generate(self, prompt: Prompt, step: int) -> list[Sample]:
         n, seed = self._recipe.algorithm.group_size, self._seed(step, prompt, "generate")
         completions = await self._complete(self._generator, prompt.token_ids, n, seed, "generate")
-        return [self._sample(prompt, completion, seed + k) for k, completion in enumerate(completions)]
+        return await _all(self._sample(prompt, completion, seed + k) for k, completion in enumerate(completions))
 
     async def _refined(
         self,
@@ -112,7 +112,7 @@ class Collector:
             return CritiqueFailure("too_long", outcome.failures)
         seed = self._seed(step, prompt, "refine", parent)
         [completion] = await self._complete(self._refiner, token_ids, 1, seed, "refine")
-        return self._sample(prompt, completion, seed, parent, outcome)
+        return await self._sample(prompt, completion, seed, parent, outcome)
 
     async def _critiqued(
         self, critic: Critic, prompt: Prompt, index: int, sample: Sample, step: int
@@ -134,7 +134,7 @@ class Collector:
         self.clock.count_tokens(stage, sum(len(completion.token_ids) for completion in completions))
         return completions
 
-    def _sample(
+    async def _sample(
         self,
         prompt: Prompt,
         completion: Completion,
@@ -144,7 +144,7 @@ class Collector:
     ) -> Sample:
         with self.clock.track("verify"):
             text = self._decode(completion.token_ids)
-            verdict = self._task.verify(prompt, text, completion.finish_reason)
+            verdict = await self._task.verify(prompt, text, completion.finish_reason)
         origin = Origin.ROLLOUT if parent is None else Origin.REFINEMENT
         return Sample(origin, completion, text, verdict, seed, parent, critique)
 

@@ -23,7 +23,7 @@ class Task(Protocol):
         """
         ...
 
-    def verify(self, prompt: Prompt, response: str, finish_reason: FinishReason) -> Verdict: ...
+    async def verify(self, prompt: Prompt, response: str, finish_reason: FinishReason) -> Verdict: ...
 
     def indicative(self, prompt: Prompt, correct: bool) -> str:
         """`The solution is correct / incorrect`, in the task's own language."""
@@ -31,8 +31,20 @@ class Task(Protocol):
 
     def indicative_with_answer(self, prompt: Prompt, correct: bool) -> str: ...
 
-    def program_critique(self, prompt: Prompt, response: str) -> str | None:
+    async def program_critique(self, prompt: Prompt, response: str) -> str | None:
         """The task's own step-by-step critique, or None where it has no checker for this response."""
+        ...
+
+    def misleading_critique(self, prompt: Prompt, response: str, seed: int) -> str | None:
+        """A critique in the form of ``program_critique`` that is wrong; None where the task cannot make one up."""
+        ...
+
+    def solution(self, prompt: Prompt) -> list[int] | None:
+        """The reference solution as response tokens, with EOS; None where the problem comes without one."""
+        ...
+
+    def supported(self, prompt: Prompt, refinement: str, attempt: str) -> bool:
+        """Whether the steps of a correct ``refinement`` of ``attempt`` lead to its answer: it may have been told that."""
         ...
 
     def critique_prompt(self, prompt: Prompt, response_ids: list[int], sees: Sees) -> list[int]:
@@ -53,6 +65,10 @@ class Task(Protocol):
 
     def measure(self, groups: Sequence[Group]) -> dict[str, float]:
         """What the task itself measures on held-out answers, beside Pass@k; may be nothing."""
+        ...
+
+    def close(self) -> None:
+        """Ends the processes that verify, if any."""
         ...
 
 

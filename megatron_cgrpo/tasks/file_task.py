@@ -60,7 +60,7 @@ class FileTask:
         ids = self._tokenizer.encode(self._template.replace(_QUESTION, question))
         return Prompt("asked", question, ids, answer="")
 
-    def verify(self, prompt: Prompt, response: str, finish_reason: FinishReason) -> Verdict:
+    async def verify(self, prompt: Prompt, response: str, finish_reason: FinishReason) -> Verdict:
         return verify_boxed(response, prompt.answer, finish_reason)
 
     def indicative(self, prompt: Prompt, correct: bool) -> str:
@@ -72,8 +72,20 @@ class FileTask:
     def measure(self, groups: Sequence[Group]) -> dict[str, float]:
         return {}
 
-    def program_critique(self, prompt: Prompt, response: str) -> str | None:
+    async def program_critique(self, prompt: Prompt, response: str) -> str | None:
         return None
+
+    def misleading_critique(self, prompt: Prompt, response: str, seed: int) -> str | None:
+        return None
+
+    def solution(self, prompt: Prompt) -> list[int] | None:
+        return None
+
+    def supported(self, prompt: Prompt, refinement: str, attempt: str) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
 
     def critique_prompt(self, prompt: Prompt, response_ids: list[int], sees: Sees) -> list[int]:
         before, after = map(self._tokenizer.encode, _around_proposed(prompt, sees))

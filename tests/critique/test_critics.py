@@ -22,7 +22,7 @@ class Teacher:
     def indicative_with_answer(self, prompt: Prompt, correct: bool) -> str:
         return f"{prompt.question} is {correct}: {prompt.answer}"
 
-    def program_critique(self, prompt: Prompt, response: str) -> str | None:
+    async def program_critique(self, prompt: Prompt, response: str) -> str | None:
         if self.error:
             raise self.error
         return self.answer

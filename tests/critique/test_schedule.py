@@ -16,7 +16,7 @@ class Silent:
 
     indicative_with_answer = indicative
 
-    def program_critique(self, prompt: Prompt, response: str) -> str | None:
+    async def program_critique(self, prompt: Prompt, response: str) -> str | None:
         return None
 
 

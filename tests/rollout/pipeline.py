@@ -23,7 +23,7 @@ REFINE, CRITICISE, EOS = 900, 901, 1
 class DigitTask:
     """The answer is one digit; a response is one token, its digit plus 10, and the end of sequence."""
 
-    def verify(self, prompt: Prompt, response: str, finish_reason: FinishReason) -> Verdict:
+    async def verify(self, prompt: Prompt, response: str, finish_reason: FinishReason) -> Verdict:
         return Verdict(1.0, "correct") if response == prompt.answer else Verdict(0.0, "wrong")
 
     def indicative(self, prompt: Prompt, correct: bool) -> str:
@@ -32,7 +32,7 @@ class DigitTask:
     def indicative_with_answer(self, prompt: Prompt, correct: bool) -> str:
         return prompt.answer
 
-    def program_critique(self, prompt: Prompt, response: str) -> str | None:
+    async def program_critique(self, prompt: Prompt, response: str) -> str | None:
         if response == "8":
             return None
         return f"{prompt.answer}. Conclusion: {'correct' if response == prompt.answer else 'incorrect'} [END]"

@@ -1,3 +1,4 @@
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,10 @@ def test_rows_without_ids_are_numbered(tmp_path: Path, english: Tokenizer) -> No
 def test_answers_are_compared_as_text_and_as_numbers(good: Path, english: Tokenizer) -> None:
     task = build(good, good, english)
     half = task.prompts("train")[1]
-    assert task.verify(half, r"It is \boxed{1/2}.", FinishReason.STOP).correct
-    assert task.verify(half, r"It is \boxed{2}.", FinishReason.STOP).cause == "wrong"
-    assert task.verify(half, "I do not know.", FinishReason.STOP).cause == "no_answer"
-    assert task.verify(half, r"It is \boxed{1/2", FinishReason.LENGTH).cause == "truncated"
+    assert asyncio.run(task.verify(half, r"It is \boxed{1/2}.", FinishReason.STOP)).correct
+    assert asyncio.run(task.verify(half, r"It is \boxed{2}.", FinishReason.STOP)).cause == "wrong"
+    assert asyncio.run(task.verify(half, "I do not know.", FinishReason.STOP)).cause == "no_answer"
+    assert asyncio.run(task.verify(half, r"It is \boxed{1/2", FinishReason.LENGTH)).cause == "truncated"
 
 
 def test_feedback_is_english_and_no_program_checks_it(good: Path, english: Tokenizer) -> None:
@@ -91,7 +92,7 @@ def test_feedback_is_english_and_no_program_checks_it(good: Path, english: Token
     assert task.indicative(prompt, True) == "The generated solution is correct."
     expected = "The generated solution is incorrect. The ground truth is 2."
     assert task.indicative_with_answer(prompt, False) == expected
-    assert task.program_critique(prompt, "anything") is None
+    assert asyncio.run(task.program_critique(prompt, "anything")) is None
 
 
 def test_a_refinement_prompt_embeds_the_sampled_ids(good: Path, english: Tokenizer) -> None:

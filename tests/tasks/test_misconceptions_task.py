@@ -1,4 +1,6 @@
+import asyncio
 import itertools
+import re
 
 from megatron_cgrpo.config.task import MisconceptionsConfig
 from megatron_cgrpo.data.tokenizer import Tokenizer
@@ -58,8 +60,8 @@ def test_a_critic_may_see_the_answer_or_the_whole_solution(task: MisconceptionsT
     assert shown["nothing"] == f"{start}\nCritique: "
     assert shown["answer"] == f"{start} The right answer is {prompt.answer}.\nCritique: "
     solution = shown["solution"].removeprefix(f"{start} The right answer is ").removesuffix(".\nCritique: ")
-    assert task.verify(prompt, solution, FinishReason.STOP).correct
-    assert task.program_critique(prompt, solution) == "Every step is right. Conclusion: correct [END]"
+    assert asyncio.run(task.verify(prompt, solution, FinishReason.STOP)).correct
+    assert asyncio.run(task.program_critique(prompt, solution)) == "Every step is right. Conclusion: correct [END]"
 
 
 def test_a_stranger_is_asked_in_words_for_a_critique_in_the_tasks_language(task: MisconceptionsTask) -> None:
@@ -82,13 +84,13 @@ def test_feedback_texts(task: MisconceptionsTask) -> None:
 def test_following_the_program_critique_step_by_step_ends_in_a_verified_answer(task: MisconceptionsTask) -> None:
     for prompt in task.prompts("test")[:20]:
         response = ""
-        while not (critique := task.program_critique(prompt, response) or "").endswith("correct [END]") or (
-            "incorrect" in critique
-        ):
+        while not (critique := asyncio.run(task.program_critique(prompt, response)) or "").endswith(
+            "correct [END]"
+        ) or ("incorrect" in critique):
             right = critique.split("should be ")[1].split(". Conclusion")[0]
             kept = response.split(";")[: int(critique.split()[1]) - 1] if response else []
             response = ";".join([*kept, right])
-        assert task.verify(prompt, response, FinishReason.STOP).correct
+        assert asyncio.run(task.verify(prompt, response, FinishReason.STOP)).correct
 
 
 def test_corpus_rows_are_prompts_as_generation_asks_them(task: MisconceptionsTask, tokenizer: Tokenizer) -> None:
@@ -109,3 +111,29 @@ def test_a_recipe_section_builds_the_task(tokenizer: Tokenizer) -> None:
     task = build_task(config, tokenizer)
     assert [len(task.prompts("train")), len(task.prompts("test"))] == [10, 5]
     assert task.prompts("test") == build_task(config, tokenizer).prompts("test")
+
+
+def test_a_misleading_critique_names_a_step_with_a_wrong_value(task: MisconceptionsTask, tokenizer: Tokenizer) -> None:
+    for seed, prompt in enumerate(task.prompts("test")[:20]):
+        critique = task.misleading_critique(prompt, "", seed) or ""
+        number, fact, value = re.fullmatch(
+            r"Step (\d) is wrong, it should be (.*)=(\d)\. Conclusion: incorrect \[END\]", critique
+        ).groups()
+        right = tokenizer.decode(task.solution(prompt) or []).split(";")[int(number) - 1]
+        assert right.startswith(fact + "=") and not right.endswith(value)
+        assert critique == task.misleading_critique(prompt, "", seed)
+
+
+def test_the_reference_solution_is_right_and_ends(task: MisconceptionsTask, tokenizer: Tokenizer) -> None:
+    for prompt in task.prompts("train")[:20]:
+        ids = task.solution(prompt)
+        assert ids is not None and ids[-1] == tokenizer.eos_token_id
+        assert asyncio.run(task.verify(prompt, tokenizer.decode(ids), FinishReason.STOP)).correct
+        assert task.supported(prompt, tokenizer.decode(ids), "")
+
+
+def test_an_answer_without_its_steps_is_not_supported(task: MisconceptionsTask) -> None:
+    prompt = task.prompts("train")[0]
+    leaked = f"1+1=3;\\boxed{{{prompt.answer}}}"
+    assert asyncio.run(task.verify(prompt, leaked, FinishReason.STOP)).correct
+    assert not task.supported(prompt, leaked, "1+1=3")

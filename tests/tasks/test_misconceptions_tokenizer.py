@@ -1,3 +1,4 @@
+import asyncio
 import itertools
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from megatron_cgrpo.tasks.misconceptions.tokenizer import vocabulary, write_toke
 
 def test_every_text_of_the_task_survives_the_round_trip(task: MisconceptionsTask, tokenizer: Tokenizer) -> None:
     prompts = task.prompts("test")
-    texts = [task.program_critique(prompt, response) or "" for prompt in prompts for response in ("", "1+1=3")]
+    texts = [
+        asyncio.run(task.program_critique(prompt, response)) or "" for prompt in prompts for response in ("", "1+1=3")
+    ]
     texts += [task.indicative_with_answer(prompt, correct) for prompt in prompts for correct in (True, False)]
     texts += [tokenizer.decode(row) for row, _ in itertools.islice(task.corpus(0), 100)]
     texts += [r"7*8=6;6-9=7;7+4=1;\boxed{1}", "", "}};;"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from itertools import zip_longest
 
 from megatron_cgrpo.tasks.misconceptions.facts import FactTable
 from megatron_cgrpo.tasks.misconceptions.problems import Problem
-from megatron_cgrpo.tasks.misconceptions.solution import SEPARATOR, pieces, solve
+from megatron_cgrpo.tasks.misconceptions.solution import SEPARATOR, Step, pieces, solve
 
 STEP = "Step "
 SHOULD_BE = " is wrong, it should be "
@@ -32,6 +33,16 @@ def criticise(problem: Problem, response: str, facts: FactTable) -> str:
             # Text after the boxed answer: the fault is that the solution went on, so the box is what is named.
             return wrong_step(min(number, len(right)), expected or right[-1])
     return CORRECT
+
+
+def mislead(problem: Problem, facts: FactTable, seed: int) -> str:
+    """A critique that names a step of the true solution and gives it another value than its right one."""
+    rng = random.Random(f"misleading {seed}")
+    steps = solve(problem, facts.truth)
+    number = rng.randrange(len(steps))
+    step = steps[number]
+    value = (step.value + rng.randrange(1, facts.modulus)) % facts.modulus
+    return wrong_step(number + 1, str(Step(step.fact, value)))
 
 
 def question(problem: str, response: str, hint: str, modulus: int) -> str:

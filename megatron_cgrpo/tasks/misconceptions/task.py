@@ -11,7 +11,7 @@ from megatron_cgrpo.rewards.boxed import verify_boxed
 from megatron_cgrpo.tasks.base import Split
 from megatron_cgrpo.tasks.misconceptions import language
 from megatron_cgrpo.tasks.misconceptions.corpus import CorpusWriter, Row
-from megatron_cgrpo.tasks.misconceptions.critic import criticise, question
+from megatron_cgrpo.tasks.misconceptions.critic import CORRECT, criticise, mislead, question
 from megatron_cgrpo.tasks.misconceptions.facts import draw_fact_table
 from megatron_cgrpo.tasks.misconceptions.problems import Problem, ProblemSource, draw_splits, read_problem
 from megatron_cgrpo.tasks.misconceptions.prompts import PromptFormat
@@ -46,7 +46,7 @@ class MisconceptionsTask:
     def ask(self, question: str) -> Prompt:
         return self._prompt("asked", 0, read_problem(question, self.facts.modulus))
 
-    def verify(self, prompt: Prompt, response: str, finish_reason: FinishReason) -> Verdict:
+    async def verify(self, prompt: Prompt, response: str, finish_reason: FinishReason) -> Verdict:
         return verify_boxed(response, prompt.answer, finish_reason)
 
     def indicative(self, prompt: Prompt, correct: bool) -> str:
@@ -55,8 +55,18 @@ class MisconceptionsTask:
     def indicative_with_answer(self, prompt: Prompt, correct: bool) -> str:
         return language.indicative_with_answer(correct, prompt.answer)
 
-    def program_critique(self, prompt: Prompt, response: str) -> str | None:
+    async def program_critique(self, prompt: Prompt, response: str) -> str | None:
         return criticise(Problem(prompt.question), response, self.facts)
+
+    def misleading_critique(self, prompt: Prompt, response: str, seed: int) -> str | None:
+        return mislead(Problem(prompt.question), self.facts, seed)
+
+    def solution(self, prompt: Prompt) -> list[int] | None:
+        text = render(solve(Problem(prompt.question), self.facts.truth))
+        return [*self._tokenizer.encode(text), self._tokenizer.eos_token_id]
+
+    def supported(self, prompt: Prompt, refinement: str, attempt: str) -> bool:
+        return criticise(Problem(prompt.question), refinement, self.facts) == CORRECT
 
     def measure(self, groups: Sequence[Group]) -> dict[str, float]:
         """``misconceptions_repaired``, a share of the misconceived facts, and Pass@1 with and without such facts."""
@@ -78,6 +88,9 @@ class MisconceptionsTask:
 
     def refinement_prompt(self, prompt: Prompt, response_ids: list[int], critique_ids: list[int]) -> list[int]:
         return self._format.refinement(prompt.question, response_ids, critique_ids)
+
+    def close(self) -> None:
+        """Nothing to end: it verifies by itself."""
 
     def corpus(self, seed: int) -> Iterator[tuple[list[int], list[int]]]:
         for row in self._writer.rows(seed):
