@@ -1,0 +1,1 @@
+"""Commands of mcgrpo that are long enough for a file of their own."""
