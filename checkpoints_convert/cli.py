@@ -258,6 +258,6 @@ def _report(result: Result, as_json: bool) -> None:
     for warning in result.tokenizer.warnings:
         console.print(f"[yellow]warning[/] {warning}")
     console.print(
-        f"{result.directory}: {manifest.architecture}, {manifest.parameters / 1e9:.3g}B parameters in "
+        f"{result.directory}: {manifest.architecture}, {manifest.parameters:,} parameters in "
         f"{len(manifest.tensors)} tensors, {result.nbytes / 1e9:.2f} GB in {result.seconds:.1f} s"
     )

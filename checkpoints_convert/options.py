@@ -1,4 +1,4 @@
-"""What a conversion is told, and what it needs to know of its input before it writes anything."""
+"""What a conversion is told."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from checkpoints_convert.sources import Source
-from checkpoints_convert.units import Unit
+from checkpoints_convert.dtypes import WRITTEN
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.shape import ModelShape
-from megatron_cgrpo.weights.checkpoint_keys import place
 from megatron_cgrpo.weights.tensor_spec import dtype_name
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_NAMES = [dtype_name(dtype) for dtype in DTYPES.values()]
-DTYPES |= {dtype_name(dtype): dtype for dtype in DTYPES.values()}
+DTYPES |= {dtype_name(dtype): dtype for dtype in WRITTEN}
 KEEP = "keep"
 _MAX_THREADS = 4  # beyond it a local disk is the limit
 
@@ -35,33 +31,3 @@ class Options:
             raise ConfigError(f"--dtype {dtype}: unknown: choose one of {', '.join((KEEP, *DTYPES))}")
         usable = len(os.sched_getaffinity(0))
         return cls(DTYPES.get(dtype), threads or min(usable, _MAX_THREADS))
-
-    def dtypes(self, source: Source, all_units: list[Unit]) -> dict[str, torch.dtype]:
-        """Hugging Face name -> data type to write. Raises ConfigError for weights that are no numbers of a model."""
-        found = {
-            name: dtype
-            for unit in all_units
-            for weight in unit.weights
-            for name, dtype in zip(weight.hf, source.dtypes(weight), strict=True)
-        }
-        for name, dtype in found.items():
-            if dtype not in DTYPES.values():
-                raise ConfigError(
-                    f"{name} is {dtype_name(dtype)}: only {', '.join(_NAMES)} and blockwise FP8 are converted: "
-                    "get the model in one of them"
-                )
-        return {name: self.dtype or dtype for name, dtype in found.items()}
-
-
-def check_one_dtype_a_key(dtypes: dict[str, torch.dtype], all_units: list[Unit], shape: ModelShape) -> None:
-    """Megatron keeps all layers of a parameter as one tensor. Raises ConfigError where their data types differ."""
-    found: dict[str, tuple[str, torch.dtype]] = {}
-    for unit in all_units:
-        for weight in unit.weights:
-            for name in weight.hf:
-                first, dtype = found.setdefault(place(weight, shape).key, (name, dtypes[name]))
-                if dtypes[name] != dtype:
-                    raise ConfigError(
-                        f"{name} is {dtype_name(dtypes[name])}, but {first} {dtype_name(dtype)}: Megatron keeps both "
-                        "in one tensor: choose the data type with --dtype"
-                    )

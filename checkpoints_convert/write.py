@@ -16,12 +16,13 @@ from blake3 import blake3
 
 from checkpoints_convert.carry import carry_files
 from checkpoints_convert.digest import TensorRecord
+from checkpoints_convert.dtypes import check_one_dtype_a_key, written_dtypes
 from checkpoints_convert.engine import Conversion, Sink
 from checkpoints_convert.hf_sink import HFSink
 from checkpoints_convert.journal import Journal, UnitRecord
 from checkpoints_convert.manifest import FORMAT, Manifest, read_manifest
 from checkpoints_convert.megatron_sink import MegatronSink
-from checkpoints_convert.options import Options, check_one_dtype_a_key
+from checkpoints_convert.options import Options
 from checkpoints_convert.progress import Progress
 from checkpoints_convert.result import Result
 from checkpoints_convert.sources import Source
@@ -49,7 +50,7 @@ class Input:
 def write_megatron(given: Input, target: Path, layout: CheckpointLayout, options: Options) -> Result:
     """Raises ConfigError for what cannot be converted, before anything is written; RunError where the disk fails."""
     layout.check(given.shape)
-    dtypes = options.dtypes(given.source, units(given.shape))
+    dtypes = written_dtypes(given.source, units(given.shape), options.dtype)
     check_one_dtype_a_key(dtypes, units(given.shape), given.shape)
 
     def sink(directory: Path) -> Sink:
@@ -60,7 +61,7 @@ def write_megatron(given: Input, target: Path, layout: CheckpointLayout, options
 
 def write_hf(given: Input, target: Path, max_shard_bytes: int, options: Options) -> Result:
     """A directory that ``transformers`` and vLLM load as it is. Raises like ``write_megatron``."""
-    dtypes = options.dtypes(given.source, units(given.shape))
+    dtypes = written_dtypes(given.source, units(given.shape), options.dtype)
 
     def sink(directory: Path) -> Sink:
         return HFSink(directory, given.shape, dtypes, max_shard_bytes)
