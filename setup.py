@@ -34,7 +34,10 @@ setup(
     packages=find_packages(
         include=["megatron_cgrpo", "megatron_cgrpo.*", "checkpoints_convert", "checkpoints_convert.*"]
     ),
-    package_data={"megatron_cgrpo.config": ["presets/*.yaml"]},
+    package_data={
+        "megatron_cgrpo.config": ["presets/*.yaml"],
+        "megatron_cgrpo.tasks": ["prompts/*.jinja", "prompts/*/*.jinja"],
+    },
     install_requires=pinned(
         "torch",
         "megatron-core",

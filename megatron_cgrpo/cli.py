@@ -12,15 +12,13 @@ from rich.table import Table
 
 from checkpoints_convert.cli import convert_app
 from megatron_cgrpo.command import log_progress, readable_errors
-from megatron_cgrpo.config import (
-    Recipe,
-    check_inputs,
-    check_recipe,
-    check_run_dir,
-    dump_recipe,
-    load_recipe,
-    model_shape,
-)
+from megatron_cgrpo.commands.analyse import analyse
+from megatron_cgrpo.commands.evaluate import evaluate
+from megatron_cgrpo.commands.preview import preview
+from megatron_cgrpo.commands.recipe import CheckpointOption, OverridesArgument, RecipeArgument, load_checked
+from megatron_cgrpo.commands.report import report
+from megatron_cgrpo.commands.rescue import rescue
+from megatron_cgrpo.config import check_run_dir, dump_recipe
 
 app = typer.Typer(
     name="mcgrpo",
@@ -32,24 +30,11 @@ app = typer.Typer(
 )
 
 app.add_typer(convert_app)
-
-RecipeArgument = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, such as examples/sandbox.yaml.", show_default=False)
-]
-OverridesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="Settings that override the recipe, such as train.steps=10 parallel.tp=1 algorithm.preset=r1_grpo.",
-        show_default=False,
-    ),
-]
-CheckpointOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR", help="A checkpoint of a training run. Without it: the model that training would start from."
-    ),
-]
+app.command("eval")(evaluate)
+app.command()(preview)
+app.command()(report)
+app.command()(rescue)
+app.command()(analyse)
 
 
 @app.command()
@@ -65,7 +50,7 @@ def validate(
     Example: mcgrpo validate examples/sandbox.yaml parallel.tp=1 parallel.dp=2 --print
     """
     with readable_errors():
-        resolved = _load(recipe, overrides)
+        resolved = load_checked(recipe, overrides)
     if show:
         typer.echo(dump_recipe(resolved), nl=False)
     else:
@@ -85,38 +70,12 @@ def train(
     Example: mcgrpo train examples/sandbox.yaml run.dir=runs/first train.steps=20
     """
     with readable_errors():
-        resolved = _load(recipe, overrides)
+        resolved = load_checked(recipe, overrides)
         check_run_dir(resolved, resume)
         log_progress()
         from megatron_cgrpo.trainer.run import train as train_recipe
 
         train_recipe(resolved, resume=resume)
-
-
-@app.command("eval")
-def evaluate(
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
-    checkpoint: CheckpointOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
-    """Score a model on the task's held-out problems: Pass@1, Pass@k, and what the task adds.
-
-    Example: mcgrpo eval examples/sandbox.yaml --checkpoint runs/sandbox/checkpoints/step_000080
-    """
-    with readable_errors():
-        resolved = _load(recipe, overrides)
-        log_progress()
-        from megatron_cgrpo.trainer.serve import evaluate as evaluate_recipe
-
-        scores = evaluate_recipe(resolved, checkpoint)
-    if as_json:
-        typer.echo(json.dumps(scores, indent=2, sort_keys=True))
-        return
-    table = Table("", "score")
-    for name, value in sorted(scores.items()):
-        table.add_row(name, f"{value:.4g}")
-    Console().print(table)
 
 
 @app.command()
@@ -134,7 +93,7 @@ def sample(
     Example: mcgrpo sample examples/sandbox.yaml --question "7*8-9+4" -n 2
     """
     with readable_errors():
-        resolved = _load(recipe, overrides)
+        resolved = load_checked(recipe, overrides)
         log_progress()
         from megatron_cgrpo.trainer.serve import sample as sample_recipe
 
@@ -179,10 +138,3 @@ def score(
         table.add_row(name.replace("_", " "), str(summary.as_json()[name]))
     Console().print(table)
     typer.echo(f"accuracy {summary.accuracy:.4f}; rows with reward and cause: {summary.output}")
-
-
-def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
-    resolved = load_recipe(recipe, overrides or [])
-    check_inputs(resolved)
-    check_recipe(resolved, model_shape(resolved))
-    return resolved

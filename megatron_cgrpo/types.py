@@ -12,10 +12,12 @@ from typing import Any
 
 
 class Origin(StrEnum):
-    """Where a training response came from; it selects the ratio in the objective."""
+    """Where a training response came from. Refinements have a ratio of their own in the objective."""
 
     ROLLOUT = "rollout"
     REFINEMENT = "refinement"
+    CRITIQUE = "critique"
+    SOLUTION = "solution"
 
 
 class FinishReason(StrEnum):
@@ -41,7 +43,7 @@ class Prompt:
 
 
 NOT_TRAINED = -1
-"""The weight version of a model that is served as it is."""
+"""The weight version of a model that is served as it is, and of a reference solution, which no model wrote."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ class Sample:
 class Group:
     """Everything that one prompt produced in one step.
 
-    ``samples`` train: the initial responses, then the selected refinements. ``refinements`` are all that were
+    ``samples`` may train: the initial responses, then the selected refinements; ``algorithm.trains_on`` says which do.
+    Where reference solutions train, one of them is the only initial response. ``refinements`` are all that were
     generated, selected or not. ``dropped_critiques`` counts responses that got no usable critique by the final cause,
     ``critique_failures`` every failed attempt by its cause, whatever became of the response.
     """
@@ -149,7 +152,8 @@ class TrainRow:
     ``token_ids`` = prompt + response. ``weight`` multiplies every response token's loss and already contains the
     reduction (ALGORITHM: the denominator is fixed over the whole mini-batch before it is split), so that summing
     over any layout of micro-batches and ranks gives the same gradient.
-    ``behaviour_logprobs`` and the optional ``old_logprobs``/``reference_logprobs`` have one entry per response token.
+    ``behaviour_logprobs`` (empty in supervised learning, which has no behaviour policy) and the optional
+    ``old_logprobs``/``reference_logprobs`` have one entry per response token.
     """
 
     token_ids: list[int]

@@ -15,7 +15,7 @@ from megatron_cgrpo.actor.worker import RankUpdate, Worker
 from megatron_cgrpo.algorithm.spec import LossSpec
 from megatron_cgrpo.config.errors import RunError
 from megatron_cgrpo.data.packing import Schedule, schedule
-from megatron_cgrpo.types import TrainRow
+from megatron_cgrpo.types import Origin, TrainRow
 from megatron_cgrpo.weights.transfer.protocol import EngineClient
 
 
@@ -74,15 +74,29 @@ class ActorGroup:
                     result[index] = value
         return result
 
+    def gradient_norms(self, rows: Sequence[TrainRow], loss: LossSpec) -> dict[str, float]:
+        """The norm of the gradient that the rows of each origin give, at the current weights; trains nothing.
+
+        With rollouts and refinements also ``cosine``: 1 where they pull the same way. A gradient of zero has no
+        direction; then it is left out. Raises FloatingPointError where a gradient is not finite.
+        """
+        sources = {str(origin): [row for row in rows if row.origin is origin] for origin in Origin}
+        shares = {source: self._shares(part) for source, part in sources.items() if part}
+        norms: dict[str, float] = self._call("gradient_norms", shares, loss)[0] if shares else {}
+        return norms
+
     def connect(
         self, backend: Literal["file", "nccl", "ipc"], client: EngineClient, engine_ranks: int, dtype: str
     ) -> None:
         """Opens the weight transfer to the engines behind ``client``; once, before the first ``push``."""
         self._call("connect", backend, client, engine_ranks, ray.get(self._workers[0].free_endpoint.remote()), dtype)
 
-    def push(self, version: int) -> None:
-        """Sends the current weights to the engines and has them serve them as ``version``."""
-        self._call("push", version)
+    def push(self, version: int, base: bool = False) -> None:
+        """Sends the current weights, or with ``base`` the reference's, to the engines, which serve them as ``version``.
+
+        Raises RuntimeError where ``base`` is asked for and no reference was loaded.
+        """
+        self._call("push", version, base)
 
     def export_hf(self, target: Path, config: dict[str, Any], tokenizer_from: Path) -> None:
         """Writes a Hugging Face directory with the current weights; it appears whole or not at all."""

@@ -20,7 +20,7 @@ def policy_gradient(spec: LossSpec) -> PostProcess:
             advantage=batch.advantage.flatten(),
             refined=batch.refined.flatten(),
             sequence_index=batch.sequence_index.flatten(),
-            behaviour_logp=batch.behaviour_logp.flatten(),
+            behaviour_logp=None if batch.behaviour_logp is None else batch.behaviour_logp.flatten(),
             old_logp=None if batch.old_logp is None else batch.old_logp.flatten(),
             reference_logp=None if batch.reference_logp is None else batch.reference_logp.flatten(),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn import Module
 
 from megatron_cgrpo.actor import checkpoint
 from megatron_cgrpo.actor.forward import PostProcess, run_microbatches
+from megatron_cgrpo.actor.gradients import Gradient, norms
 from megatron_cgrpo.actor.model import build_chunks
 from megatron_cgrpo.actor.model_weights import WeightExport, load_weights, named_parameters
 from megatron_cgrpo.actor.optimizer import build_optimizer, build_scheduler, wrap_for_training
@@ -61,7 +63,7 @@ class MegatronPolicy:
         self._optimizer = build_optimizer(spec.optimizer, self._chunks, dtype)
         self._scheduler = build_scheduler(spec.optimizer, self._optimizer, spec.total_updates)
         self._reference: list[Module] | None = None
-        self._export: WeightExport | None = None
+        self._exports: dict[bool, WeightExport] = {}
 
     def load(self, read: ReadTensor) -> None:
         """Fills the parameters, and the optimiser's float32 copies of them."""
@@ -81,11 +83,7 @@ class MegatronPolicy:
 
     def update(self, batches: list[MicroBatch], objective: PostProcess) -> UpdateResult:
         """One optimiser step on the summed objective. Raises ``FloatingPointError`` on a non-finite gradient norm."""
-        for chunk in self._chunks:
-            chunk.train()
-            chunk.zero_grad_buffer()
-        self._optimizer.zero_grad()
-        reports = run_microbatches(self._chunks, batches, objective, train=True)
+        reports = self._backward(batches, objective)
         self._scheduler.step(increment=1)
         stepped, grad_norm, _ = self._optimizer.step()
         if not stepped or not math.isfinite(grad_norm):
@@ -98,18 +96,28 @@ class MegatronPolicy:
     @torch.no_grad()
     def forward(self, batches: list[MicroBatch], read: PostProcess, *, reference: bool = False) -> list[Any]:
         """Reports of a pass without gradients through the policy, or through the reference."""
-        chunks = self._reference if reference else self._chunks
-        if chunks is None:
-            raise RuntimeError("there is no reference policy: call keep_reference first")
+        chunks = self._model(reference)
         for chunk in chunks:
             chunk.eval()
         return run_microbatches(chunks, batches, read, train=False)
 
-    def export(self) -> WeightExport:
-        """The whole model as HF tensors, streamed to rank 0; iterating is collective."""
-        if self._export is None:
-            self._export = WeightExport(self._chunks, self._spec.shape, self._state)
-        return self._export
+    def gradient_norms(self, parts: Mapping[str, list[MicroBatch]], objective: PostProcess) -> dict[str, float]:
+        """The norm of the gradient that the rows of each origin give, see ``gradients.norms``; trains nothing.
+
+        Raises ``FloatingPointError`` where a gradient is not finite.
+        """
+        gradients = {}
+        for name, batches in parts.items():
+            self._backward(batches, objective)
+            gradients[name] = Gradient(self._optimizer, self._state.device)
+        self._zero_gradients()
+        return norms(gradients)
+
+    def export(self, *, reference: bool = False) -> WeightExport:
+        """The whole policy or reference as HF tensors, streamed to rank 0; iterating is collective."""
+        if reference not in self._exports:
+            self._exports[reference] = WeightExport(self._model(reference), self._spec.shape, self._state)
+        return self._exports[reference]
 
     def save(self, directory: Path) -> None:
         checkpoint.save_checkpoint(directory, self._chunks, self._optimizer, self._scheduler, self._state)
@@ -125,3 +133,22 @@ class MegatronPolicy:
         MegatronSource(directory, self._spec.shape)
         checkpoint.load_model(directory, self._chunks)
         self._optimizer.reload_model_params()
+
+    def _model(self, reference: bool) -> list[Module]:
+        if not reference:
+            return self._chunks
+        if self._reference is None:
+            raise RuntimeError("there is no reference policy: call keep_reference first")
+        return self._reference
+
+    def _backward(self, batches: list[MicroBatch], objective: PostProcess) -> list[Any]:
+        """Leaves the summed gradient in the buffers; what the objective reported."""
+        for chunk in self._chunks:
+            chunk.train()
+        self._zero_gradients()
+        return run_microbatches(self._chunks, batches, objective, train=True)
+
+    def _zero_gradients(self) -> None:
+        for chunk in self._chunks:
+            chunk.zero_grad_buffer()
+        self._optimizer.zero_grad()

@@ -111,6 +111,10 @@ class Worker:
         own = shares[self._state.dp_rank]
         return [unpack_response_values(*triple) for triple in zip(reports, own, batches, strict=True)]
 
+    def gradient_norms(self, shares: dict[str, list[list[list[TrainRow]]]], spec: LossSpec) -> dict[str, float]:
+        parts = {source: self._microbatches(share) for source, share in shares.items()}
+        return self._policy.gradient_norms(parts, objectives.policy_gradient(spec))
+
     def connect(
         self,
         backend: Literal["file", "nccl", "ipc"],
@@ -121,10 +125,10 @@ class Worker:
     ) -> None:
         self._sender = build_sender(backend, client, engine_ranks, self._rank, endpoint, self._spec.shape, dtype)
 
-    def push(self, version: int) -> None:
+    def push(self, version: int, base: bool) -> None:
         if self._sender is None:
             raise RuntimeError("push before connect: the engines are not known yet")
-        self._sender.send(self._policy.export(), version)
+        self._sender.send(self._policy.export(reference=base), version)
 
     def export_hf(self, target: Path, config: dict[str, object], tokenizer_from: Path) -> None:
         tensors = self._policy.export()

@@ -19,16 +19,17 @@ class LossInputs(NamedTuple):
 
     A token trains if and only if its ``weight`` is not zero; whatever else is stored at the others (prompt, padding)
     is never read. ``weight`` contains the reduction, ``refined`` (bool) selects the refinement ratio,
-    ``sequence_index`` (int64) tells responses apart. ``behaviour_logp`` is the engine's log-probability,
-    ``old_logp`` the trainer's before the first update on this batch (None: the weights are still those, so the detached
-    current log-probability serves), ``reference_logp`` the frozen reference model's (None unless there is one).
+    ``sequence_index`` (int64) tells responses apart. ``behaviour_logp`` is the engine's log-probability (None where no
+    behaviour policy plays a part), ``old_logp`` the trainer's before the first update on this batch (None: the weights
+    are still those, so the detached current log-probability serves), ``reference_logp`` the frozen reference model's
+    (None unless there is one).
     """
 
     weight: Tensor
     advantage: Tensor
     refined: Tensor
     sequence_index: Tensor
-    behaviour_logp: Tensor
+    behaviour_logp: Tensor | None
     old_logp: Tensor | None = None
     reference_logp: Tensor | None = None
 
@@ -55,18 +56,27 @@ def policy_loss(logp: Tensor, entropy: Tensor, inputs: LossInputs, spec: LossSpe
     (``entropy`` needs none where its coefficient is zero). ``surrogate = min(ratio * A, clip(ratio, 1 - low, 1 +
     high) * A)`` and ``w`` is the importance correction of rollout tokens, 1 for refinements. The KL penalty and the
     entropy bonus cover rollout and refined tokens alike. Raises ``ValueError`` for a KL penalty without reference
-    log-probabilities.
+    log-probabilities, and for a correction or an ``importance`` ratio without the behaviour policy's.
+
+    With advantages of 1, ``on_policy`` ratios and neither correction nor ``old_logp``, every surrogate is 1 and its
+    gradient that of ``logp``: supervised learning, of the negative log-likelihood weighted by ``weight``.
     """
     if spec.kl_coef > 0 and inputs.reference_logp is None:
         raise ValueError(f"kl_coef={spec.kl_coef} needs reference_logp: compute it with the reference model, or set 0")
+    if inputs.behaviour_logp is None and (spec.correction != "none" or spec.refinement_ratio == "importance"):
+        raise ValueError(
+            f"correction={spec.correction}, refinement_ratio={spec.refinement_ratio}: need behaviour_logp: give the "
+            "engine's log-probabilities, or set none and on_policy"
+        )
     trains = inputs.weight != 0
     logp, entropy = logp[trains], entropy[trains]
     inputs = LossInputs(*(None if tensor is None else tensor[trains] for tensor in inputs))  # type: ignore[arg-type]
     old_logp = logp.detach() if inputs.old_logp is None else inputs.old_logp
 
     surrogate = _surrogate(logp, old_logp, inputs, spec)
+    behaviour_logp = old_logp if inputs.behaviour_logp is None else inputs.behaviour_logp
     correct = correction(
-        old_logp, inputs.behaviour_logp, ~inputs.refined, inputs.sequence_index, spec.correction, spec.correction_cap
+        old_logp, behaviour_logp, ~inputs.refined, inputs.sequence_index, spec.correction, spec.correction_cap
     )
     kl = None if inputs.reference_logp is None else kl_estimate(logp, inputs.reference_logp, spec.kl_estimator)
 
@@ -82,7 +92,7 @@ def policy_loss(logp: Tensor, entropy: Tensor, inputs: LossInputs, spec: LossSpe
 
 def _surrogate(logp: Tensor, old_logp: Tensor, inputs: LossInputs, spec: LossSpec) -> Surrogate:
     base = old_logp
-    if spec.refinement_ratio == "importance":
+    if spec.refinement_ratio == "importance" and inputs.behaviour_logp is not None:
         base = torch.where(inputs.refined, inputs.behaviour_logp, old_logp)
     ratio = torch.exp(logp - base)
     if spec.refinement_ratio == "shaped":
@@ -118,11 +128,11 @@ def _metrics(
         "probability": logp.exp(),
         "kl": torch.zeros_like(logp) if kl is None else kl,
     }
-    rollout = ~inputs.refined
-    engine_logp = inputs.behaviour_logp[rollout]
+    sampled = torch.zeros_like(inputs.refined) if inputs.behaviour_logp is None else ~inputs.refined
+    engine_logp = old_logp[sampled] if inputs.behaviour_logp is None else inputs.behaviour_logp[sampled]
     mismatch = {
-        "mismatch.kl": mismatch_kl(old_logp[rollout], engine_logp),
-        "mismatch.mean_abs": (old_logp[rollout] - engine_logp).abs(),
-        "mismatch.limited": correct.limited[rollout],
+        "mismatch.kl": mismatch_kl(old_logp[sampled], engine_logp),
+        "mismatch.mean_abs": (old_logp[sampled] - engine_logp).abs(),
+        "mismatch.limited": correct.limited[sampled],
     }
     return loss_metrics({"loss.total": loss, **terms}, per_token, mismatch, inputs.refined)

@@ -12,8 +12,13 @@ from matplotlib.figure import Figure
 from megatron_cgrpo.observe.metrics import Metrics, read_metrics
 
 ENTROPY = {"entropy.rollout": "initial responses", "entropy.refinement": "refinements"}
+LIKELIHOOD = {
+    "ledger.logp_critique": "refinements as sampled, under the critique",
+    "ledger.logp_question": "the same given the question alone",
+}
+GRADIENTS = {"gradient.rollout": "initial responses", "gradient.refinement": "refinements"}
 PHASES: tuple[str, ...] = ("generate", "verify", "critique", "refine")
-PHASES += ("logprob", "update", "sync", "record", "checkpoint", "evaluate", "idle")
+PHASES += ("logprob", "measure", "update", "sync", "record", "checkpoint", "evaluate", "idle")
 
 
 def plot_run(run_dir: Path) -> list[Path]:
@@ -36,6 +41,9 @@ def plot_run(run_dir: Path) -> list[Path]:
             lambda axes: draw(axes, steps, {"eval.misconceptions_repaired": "misconceptions repaired"}),
         ),
         "phases": ("share of the step", lambda axes: _phases(axes, steps)),
+        "likelihood": ("nats per token", lambda axes: draw(axes, steps, LIKELIHOOD)),
+        "probabilities": ("share of refined tokens", lambda axes: _probabilities(axes, steps)),
+        "gradients": ("gradient norm", lambda axes: draw(axes, steps, GRADIENTS)),
     }
     written = []
     for name, (ylabel, fill) in plots.items():
@@ -45,14 +53,14 @@ def plot_run(run_dir: Path) -> list[Path]:
     return written
 
 
-def save_figure(path: Path, ylabel: str, fill: Callable[[Axes], bool]) -> bool:
-    """Draw one figure over steps; nothing is written where ``fill`` found nothing to draw."""
+def save_figure(path: Path, ylabel: str, fill: Callable[[Axes], bool], xlabel: str = "step") -> bool:
+    """Draw one figure; nothing is written where ``fill`` found nothing to draw."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     if not fill(axes):
         return False
-    axes.set_xlabel("step")
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -86,6 +94,19 @@ def _reward(axes: Axes, steps: Sequence[Metrics]) -> bool:
     ]
     rewards = draw(axes, steps, {"reward.mean": "mean reward", "reward.initial": "mean reward, initial responses"})
     return draw(axes, failed, {"share": "failed groups"}) or rewards
+
+
+def _probabilities(axes: Axes, steps: Sequence[Metrics]) -> bool:
+    """The decades of a refined token's probability given the question alone, stacked from the unlikeliest."""
+    counted = [metrics for metrics in steps if "ledger.count.tokens" in metrics]
+    if not counted:
+        return False
+    decades = sorted((key for key in counted[0] if key.startswith("ledger.p.")), key=lambda key: float(key[12:]))
+    shares = [[metrics[key] for metrics in counted] for key in decades]
+    labels = [f"p ≤ {key[12:]}" for key in decades]
+    axes.stackplot([int(metrics["step"]) for metrics in counted], shares, labels=labels)
+    axes.set_ylim(0, 1)
+    return True
 
 
 def _phases(axes: Axes, steps: Sequence[Metrics]) -> bool:

@@ -10,11 +10,16 @@ Reduction = Literal["constant", "token_mean", "sequence_mean"]
 RefinementRatio = Literal["shaped", "importance", "on_policy"]
 KLEstimator = Literal["k1", "k2", "k3"]
 CorrectionMode = Literal["none", "token_truncate", "token_mask", "sequence_mask"]
+TrainSource = Literal["responses", "refinements", "critiques", "solutions"]
 
 
 class AdvantageConfig(Section):
-    """``normalize: std`` divides the centred rewards by the group's standard deviation (GRPO as first published)."""
+    """``baseline: none``: the advantage is the reward itself, and samples that earn nothing do not train.
 
+    ``normalize: std`` divides the centred rewards by the group's standard deviation (GRPO as first published).
+    """
+
+    baseline: Literal["group_mean", "none"] = "group_mean"
     normalize: Literal["none", "std"] = "none"
 
 
@@ -56,12 +61,19 @@ class CorrectionConfig(Section):
 
 
 class AlgorithmConfig(Section):
-    """``preset`` names a file of ``config/presets``; keys given beside it in the same file override it."""
+    """``preset`` names a file of ``config/presets``; keys given beside it in the same file override it.
+
+    ``trains_on`` says what enters the batch: of a step's samples the initial responses and the selected refinements;
+    the critiques whose verdict is the verifier's; or, without any sampling, the reference solutions. ``sample_from:
+    base`` samples everything that trains from the frozen initial policy: the data are offline.
+    """
 
     preset: str = "critique_grpo"
     group_size: int = Field(7, ge=2, description="initial responses a prompt (n)")
     refinements: int = Field(1, ge=0, description="refined responses a triggered group trains on (k)")
     selection: Literal["correct_first", "random", "none"] = "correct_first"
+    trains_on: tuple[TrainSource, ...] = Field(("responses", "refinements"), min_length=1)
+    sample_from: Literal["policy", "base"] = "policy"
     advantage: AdvantageConfig = AdvantageConfig()
     clip: ClipConfig = ClipConfig()
     refinement: RefinementConfig = RefinementConfig()
@@ -69,3 +81,22 @@ class AlgorithmConfig(Section):
     entropy: EntropyConfig = EntropyConfig()
     reduction: Reduction = "constant"
     correction: CorrectionConfig = CorrectionConfig()
+
+    @property
+    def supervised(self) -> bool:
+        """The gradient is that of the negative log-likelihood: advantages are rewards, and every ratio is 1."""
+        return (
+            self.advantage.baseline == "none"
+            and self.refinement.ratio == "on_policy"
+            and self.correction.mode == "none"
+        )
+
+    @property
+    def samples_nothing(self) -> bool:
+        """Reference solutions are all that trains."""
+        return self.trains_on == ("solutions",)
+
+    @property
+    def needs_reference(self) -> bool:
+        """A frozen copy of the initial policy is kept: for the KL penalty, or to sample from."""
+        return self.kl.coef > 0 or self.sample_from == "base"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_cgrpo.config.critic_checks import critic_input_problems, critic_problems
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.method_checks import method_problems
 from megatron_cgrpo.config.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARIES, has_tokenizer, is_megatron
 from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.config.recipe import Recipe
@@ -24,7 +25,8 @@ _BUCKET_PADDING = 128  # elements, in Megatron's gradient buffers
 
 def check_recipe(recipe: Recipe, model: ModelShape | None) -> None:
     """Raises ConfigError listing every problem; ``model=None`` leaves out what needs the model's shape."""
-    problems = [*_parallel(recipe), *_batch(recipe), *_method(recipe), *_sampling(recipe), *_task(recipe)]
+    problems = [*_parallel(recipe), *_batch(recipe), *method_problems(recipe), *critic_problems(recipe)]
+    problems += [*_sampling(recipe), *_task(recipe)]
     if model is not None:
         problems += [*_layout(recipe, model), *_context(recipe, model)]
     if recipe.model.path is None:
@@ -42,6 +44,7 @@ def check_inputs(recipe: Recipe) -> None:
         for field, path in (("task.train", recipe.task.train), ("task.test", recipe.task.test)):
             if not path.is_file():
                 problems.append(f"{field}={path}: there is no such file: name a JSONL or parquet file")
+    problems += _compute_of(recipe.train.compute_of)
     critic_model = recipe.critic.model.path
     if recipe.critic.needs_model and critic_model is not None:
         problems += _model_files("critic.model.path", critic_model)
@@ -76,7 +79,7 @@ def _batch(recipe: Recipe) -> Iterator[str]:
             f"train.prompts_per_step={prompts}: is not divisible by train.updates_per_step={updates}: "
             "make it a multiple"
         )
-    rows = prompts // updates * recipe.algorithm.group_size
+    rows = prompts // updates * min(1 if each.samples_nothing else each.group_size for each in recipe.algorithms)
     if rows < dp:
         yield (
             f"parallel.dp={dp}: exceeds the {rows} responses of a mini-batch: lower it, or raise "
@@ -84,16 +87,6 @@ def _batch(recipe: Recipe) -> Iterator[str]:
         )
     if recipe.optimizer.min_lr > recipe.optimizer.lr:
         yield f"optimizer.min_lr={recipe.optimizer.min_lr}: exceeds optimizer.lr={recipe.optimizer.lr}: lower it"
-
-
-def _method(recipe: Recipe) -> Iterator[str]:
-    algorithm = recipe.algorithm
-    yield from critic_problems(recipe)
-    if algorithm.refinements > algorithm.group_size:
-        yield (
-            f"algorithm.refinements={algorithm.refinements}: each of the algorithm.group_size={algorithm.group_size} "
-            "responses is refined once, so no more can be selected: lower it"
-        )
 
 
 def _sampling(recipe: Recipe) -> Iterator[str]:
@@ -185,6 +178,12 @@ def _warm_start(recipe: Recipe) -> Iterator[str]:
             yield f"warm_start.{name}={size}: is not divisible by warm_start.tp={warm.tp}: change one"
     if warm.rows_per_step < warm.dp:
         yield f"warm_start.rows_per_step={warm.rows_per_step}: is less than warm_start.dp={warm.dp}: raise it"
+
+
+def _compute_of(run: Path | None) -> Iterator[str]:
+    """A run is finished when it has its summary."""
+    if run is not None and not all((run / name).is_file() for name in ("metrics.jsonl", "summary.json")):
+        yield f"train.compute_of={run}: holds no finished run (metrics.jsonl, summary.json): name one, or finish it"
 
 
 def _run_dir(path: Path, resume: bool) -> Iterator[str]:

@@ -54,12 +54,14 @@ class CriticConfig(Section):
 
     ``self`` is the policy itself, ``model`` another one, ``api`` a server. ``sees`` says what a model that criticises
     is shown beside question and response: the right answer, or a reference solution. ``schedule`` goes on from ``kind``
-    and ``source``. ``refiner`` answers again under the critique.
+    and ``source``. ``refiner`` answers again under the critique. ``noise`` is the share of ``program`` critiques that
+    a misleading one of the task's replaces, to measure what wrong critiques do.
     """
 
     kind: CriticKind = "cot"
     source: CriticSource = "program"
     sees: Sees = "nothing"
+    noise: float = Field(0.0, ge=0, le=1)
     schedule: tuple[CriticStage, ...] = ()
     trigger: Literal["all_failed", "always", "mean_reward_below"] = "all_failed"
     trigger_below: float = Field(0.5, gt=0, le=1, description="threshold of `mean_reward_below`")

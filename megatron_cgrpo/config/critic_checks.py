@@ -12,17 +12,11 @@ from megatron_cgrpo.config.recipe import Recipe
 
 def critic_problems(recipe: Recipe) -> Iterator[str]:
     """What the recipe alone shows."""
-    algorithm, critic = recipe.algorithm, recipe.critic
-    if algorithm.refinements and not critic.criticises:
+    critic = recipe.critic
+    if critic.noise and "program" not in critic.sources:
         yield (
-            f"algorithm.refinements={algorithm.refinements}: nobody criticises (critic.kind=none): "
-            "set algorithm.refinements=0, or a critic"
-        )
-    if critic.criticises and not algorithm.refinements:
-        kind = next(stage.kind for stage in critic.stages if stage.kind != "none")
-        yield (
-            f"critic.kind={kind}: its critiques would train nothing (algorithm.refinements=0): "
-            "set critic.kind=none, or algorithm.refinements=1"
+            f"critic.noise={critic.noise}: replaces critiques of the task's own program, which nobody asks: set "
+            "critic.kind=cot and critic.source=program, or critic.noise=0"
         )
     if recipe.reward.source == "critique":
         yield from _rewards(critic)

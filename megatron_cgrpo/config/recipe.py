@@ -1,5 +1,9 @@
 """A whole recipe: every section, and the seed."""
 
+from bisect import bisect_right
+
+from pydantic import Field
+
 from megatron_cgrpo.config.algorithm import AlgorithmConfig
 from megatron_cgrpo.config.critic import CriticConfig
 from megatron_cgrpo.config.model import ModelConfig
@@ -13,10 +17,18 @@ from megatron_cgrpo.config.task import MisconceptionsConfig, TaskConfig, WarmSta
 from megatron_cgrpo.config.train import (
     CheckpointConfig,
     EvaluationConfig,
+    GuardConfig,
     ObserveConfig,
     RunConfig,
     TrainConfig,
 )
+
+
+class Stage(Section):
+    """Another objective from ``from_step`` on. A preset that it names gives its ``algorithm`` section, nothing else."""
+
+    from_step: int = Field(ge=2)
+    algorithm: AlgorithmConfig
 
 
 class Recipe(Section):
@@ -30,6 +42,7 @@ class Recipe(Section):
     parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    stages: tuple[Stage, ...] = ()
     critic: CriticConfig = CriticConfig()
     reward: RewardConfig = RewardConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -38,3 +51,12 @@ class Recipe(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     observe: ObserveConfig = ObserveConfig()
+    guard: GuardConfig = GuardConfig()
+
+    @property
+    def algorithms(self) -> tuple[AlgorithmConfig, ...]:
+        """Of all stages, the one that the run begins with first."""
+        return self.algorithm, *(stage.algorithm for stage in self.stages)
+
+    def algorithm_at(self, step: int) -> AlgorithmConfig:
+        return self.algorithms[bisect_right([stage.from_step for stage in self.stages], step)]

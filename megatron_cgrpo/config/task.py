@@ -9,6 +9,9 @@ from megatron_cgrpo.config.section import Section
 
 OPERATORS = "+-*"
 
+Domain = Literal["math", "choice", "exact", "code"]
+"""What an answer is, and with it how it is verified and asked for."""
+
 
 class MisconceptionsConfig(Section):
     """Chains of one-digit operations modulo ``modulus``; a share of the facts is believed wrongly by the base model.
@@ -46,13 +49,30 @@ class MisconceptionsConfig(Section):
         return self
 
 
+class TemplatesConfig(Section):
+    """Jinja2 files in place of the domain's own templates; what each may use is in docs/data.md."""
+
+    answer: Path | None = None
+    critique: Path | None = None
+    refinement: Path | None = None
+
+
 class FileTaskConfig(Section):
-    """JSONL or parquet files with columns ``question`` and ``answer`` (``id`` optional); answers are boxed."""
+    """Problem files, JSONL or parquet (``data.problem_file`` has their columns), verified as ``domain`` asks.
+
+    ``chat`` wraps every prompt in the tokenizer's chat template: ``auto`` where it has one. ``system`` is the system
+    message; null takes the problem's own, if any, and only in a chat.
+    """
 
     kind: Literal["file"]
     train: Path
     test: Path
-    prompt_template: str = "{question}\n"
+    domain: Domain = "math"
+    templates: TemplatesConfig = TemplatesConfig()
+    chat: Literal["auto"] | bool = Field("auto", description="auto, on or off")
+    system: str | None = None
+    workers: int = Field(2, ge=1, description="answers or programs verified at once")
+    allow_weak_sandbox: bool = Field(False, description="run programs where the kernel cannot confine them fully")
 
 
 TaskConfig = Annotated[MisconceptionsConfig | FileTaskConfig, Field(discriminator="kind")]

@@ -1,6 +1,9 @@
 """The loop."""
 
-from pydantic import Field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
 
 from megatron_cgrpo.config.section import Section
 
@@ -9,10 +12,12 @@ class TrainConfig(Section):
     """``updates_per_step`` > 1 splits a step's groups into mini-batches; ``pi_old`` is then recomputed.
 
     ``micro_batch_tokens`` bounds the tokens packed into one micro-batch (never less than one sequence).
-    ``packed: false`` pads the rows of a micro-batch instead.
+    ``packed: false`` pads the rows of a micro-batch instead. ``compute_of`` names the directory of a finished run:
+    training ends with the first step at which it has cost as much compute as that one, at ``steps`` at the latest.
     """
 
     steps: int = Field(100, ge=1)
+    compute_of: Path | None = None
     prompts_per_step: int = Field(128, ge=1)
     updates_per_step: int = Field(1, ge=1)
     micro_batch_tokens: int = Field(8192, ge=1)
@@ -41,7 +46,31 @@ class RunConfig(Section):
 
 
 class ObserveConfig(Section):
+    """``gradients_every`` steps the gradient norm of each source is measured, at the cost of a backward pass each."""
+
     tensorboard: bool = True
     wandb_project: str | None = None
     live: bool = True
     rollouts: bool = True
+    gradients_every: int = Field(0, ge=0, description="steps; 0: never")
+
+
+class GuardConfig(Section):
+    """What is done about a policy that collapses: ``off``, ``warn`` in the log, or ``stop`` the run.
+
+    A threshold is crossed when a step's figure is beyond it, and the guard acts after ``patience`` such steps in a row.
+    """
+
+    action: Literal["off", "warn", "stop"] = "warn"
+    entropy_below: float | None = Field(None, ge=0, description="nats, entropy.rollout")
+    kl_above: float | None = Field(None, gt=0, description="nats, kl.rollout: to the initial policy")
+    mismatch_above: float | None = Field(None, gt=0, description="nats, mismatch.kl: of trainer and engine")
+    patience: int = Field(3, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _off_is_a_word(cls, values: Any) -> Any:
+        """YAML reads an unquoted ``off`` as false."""
+        if isinstance(values, dict) and values.get("action") is False:
+            return values | {"action": "off"}
+        return values

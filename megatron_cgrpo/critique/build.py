@@ -8,6 +8,7 @@ from typing import Protocol
 from megatron_cgrpo.config.critic import CriticConfig, CriticStage
 from megatron_cgrpo.critique.critics import Encode, IndicativeCritic, ProgramCritic
 from megatron_cgrpo.critique.generated import GeneratedCritic, Writer
+from megatron_cgrpo.critique.noisy import NoisyCritic
 from megatron_cgrpo.critique.protocol import Critic
 from megatron_cgrpo.critique.retrying import RetryingCritic
 from megatron_cgrpo.critique.schedule import CriticSchedule
@@ -22,6 +23,8 @@ class Feedback(Protocol):
     def indicative_with_answer(self, prompt: Prompt, correct: bool) -> str: ...
 
     async def program_critique(self, prompt: Prompt, response: str) -> str | None: ...
+
+    def misleading_critique(self, prompt: Prompt, response: str, seed: int) -> str | None: ...
 
 
 def build_critics(
@@ -47,10 +50,16 @@ def _critic(
         case "indicative_gt":
             return with_answer
         case "cot":
-            program = stage.source == "program"
-            critic: Critic = (
-                ProgramCritic(feedback.program_critique, encode)
-                if program
-                else GeneratedCritic(writers[stage.source], encode)
-            )
+            critic = _cot_critic(stage, config, feedback, encode, writers)
             return RetryingCritic(critic, config.retries, with_answer if config.on_failure == "indicative_gt" else None)
+
+
+def _cot_critic(
+    stage: CriticStage, config: CriticConfig, feedback: Feedback, encode: Encode, writers: Mapping[str, Writer]
+) -> Critic:
+    if stage.source != "program":
+        return GeneratedCritic(writers[stage.source], encode)
+    program = ProgramCritic(feedback.program_critique, encode)
+    if config.noise == 0:
+        return program
+    return NoisyCritic(program, feedback.misleading_critique, config.noise, encode)

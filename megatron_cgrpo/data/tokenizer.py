@@ -51,6 +51,28 @@ class Tokenizer:
         """Text of ``ids`` without special tokens, spaces left as they are."""
         return str(self._backend.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def show(self, ids: list[int]) -> str:
+        """Text of ``ids`` with its special tokens, for people to read."""
+        return str(self._backend.decode(ids, clean_up_tokenization_spaces=False))
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._backend.chat_template is not None
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        """The conversation as text, up to where the assistant answers. Raises ConfigError where the template refuses.
+
+        The text contains whatever special tokens the template writes, so nothing is to be added when it is encoded.
+        """
+        try:
+            return str(self._backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # templates raise what they like, for roles that they do not know for instance
+            roles = ", ".join(message["role"] for message in messages)
+            raise ConfigError(
+                f"task.chat: the tokenizer's chat template refuses a conversation of {roles} ({error}): set "
+                "task.chat=off, or leave out task.system if it is the system message that is refused"
+            ) from error
+
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Loads from a local directory. Raises ConfigError where no tokenizer is, or one that is damaged or has no EOS."""

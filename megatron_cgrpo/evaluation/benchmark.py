@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from megatron_cgrpo.analysis.pass_at_k import pass_at_k
@@ -35,6 +35,17 @@ class Benchmark:
     async def answer(self, generator: Generator, samples: int) -> list[Group]:
         """One group of ``samples`` verified answers a prompt, in the prompts' order."""
         return list(await asyncio.gather(*(self._answer(generator, prompt, samples) for prompt in self.prompts)))
+
+    async def stream(self, generator: Generator, samples: int) -> AsyncIterator[Group]:
+        """The same groups, each as soon as it is there. To leave early is to give up the rest."""
+        answers = [asyncio.ensure_future(self._answer(generator, prompt, samples)) for prompt in self.prompts]
+        try:
+            for answer in asyncio.as_completed(answers):
+                yield await answer
+        finally:
+            for unfinished in answers:
+                unfinished.cancel()
+            await asyncio.gather(*answers, return_exceptions=True)
 
     async def _answer(self, generator: Generator, prompt: Prompt, samples: int) -> Group:
         seed = request_seed(self.seed, 0, prompt.id, "evaluate")

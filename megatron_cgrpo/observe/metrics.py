@@ -1,6 +1,6 @@
 """``metrics.jsonl``, the source of truth of a run: one line a step, flat dotted keys.
 
-Two runs that are equal write equal bytes once the keys under ``time.`` and ``throughput.`` are dropped.
+Two runs that are equal write equal bytes once the keys that ``is_timing`` names are dropped.
 """
 
 from __future__ import annotations
@@ -14,6 +14,11 @@ from typing import Protocol
 from megatron_cgrpo.observe.atomic import sync_directory, write_text
 
 Metrics = Mapping[str, int | float]
+
+
+def is_timing(key: str) -> bool:
+    """Whether equal runs may differ in it: ``time.*``, ``throughput.*`` and ``cost.<source>.(device_)seconds``."""
+    return key.startswith(("time.", "throughput.")) or key.endswith((".seconds", ".device_seconds"))
 
 
 class Sink(Protocol):

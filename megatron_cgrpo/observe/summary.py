@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from rich.console import Group
 from rich.table import Table
 
 from megatron_cgrpo.observe.atomic import write_json
@@ -18,6 +19,7 @@ REQUIRED = (
     "misconceptions.repaired",
 )
 FAMILIES = ("seconds.", "tokens.")
+COSTS = {"tokens": ",.0f", "seconds": ",.1f", "device_seconds": ",.1f"}
 Summary = Mapping[str, int | float | None]
 
 
@@ -33,8 +35,12 @@ def write_summary(path: Path, summary: Summary) -> None:
     write_json(path, dict(summary))
 
 
-def summary_table(summary: Summary) -> Table:
-    """Base against trained, what refinement did, and where seconds and tokens went."""
+def summary_table(summary: Summary) -> Group:
+    """Base against trained, what refinement did, where seconds and tokens went, and what each source of cost took."""
+    return Group(_results(summary), _costs(summary)) if "cost.compute" in summary else Group(_results(summary))
+
+
+def _results(summary: Summary) -> Table:
     table = Table(title="Result", title_justify="left")
     table.add_column("")
     table.add_column("base", justify="right")
@@ -51,6 +57,18 @@ def summary_table(summary: Summary) -> Table:
             value = summary[key]
             amount = "-" if value is None else f"{value:,.1f} {unit}" if unit else f"{value:,.0f}"
             table.add_row(key.replace(".", ": ").replace("_", " "), "", amount)
+    return table
+
+
+def _costs(summary: Summary) -> Table:
+    """A row for each source, the dearest first; a cell is empty where the source has no such cost."""
+    table = Table(title=f"Cost ({summary['cost.compute']:,.0f} tokens of compute)", title_justify="left")
+    for name in ("", *COSTS):
+        table.add_column(name.replace("_", "-"), justify="right" if name else "left")
+    sources = {key.split(".")[1] for key in summary if key.startswith("cost.") and key.count(".") == 2}
+    for source in sorted(sources, key=lambda source: -(summary.get(f"cost.{source}.seconds") or 0)):
+        amounts = ((summary.get(f"cost.{source}.{unit}"), style) for unit, style in COSTS.items())
+        table.add_row(source, *("" if amount is None else format(amount, style) for amount, style in amounts))
     return table
 
 

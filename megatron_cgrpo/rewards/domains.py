@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 from megatron_cgrpo.config.errors import ConfigError, RunError
+from megatron_cgrpo.config.task import Domain
 from megatron_cgrpo.rewards.verifier import Verifier
-
-Domain = Literal["math", "choice", "exact", "code"]
 
 
 def make_verifier(domain: str, *, workers: int = 2, allow_weak_sandbox: bool = False) -> Verifier:

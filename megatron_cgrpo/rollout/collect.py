@@ -17,7 +17,17 @@ from megatron_cgrpo.rollout.clock import StageClock
 from megatron_cgrpo.rollout.protocol import GenerateRequest, Generator
 from megatron_cgrpo.rollout.seeds import Stage, request_seed
 from megatron_cgrpo.tasks.base import Task
-from megatron_cgrpo.types import Completion, Critique, Group, Origin, Prompt, Sample
+from megatron_cgrpo.types import (
+    NOT_TRAINED,
+    Completion,
+    Critique,
+    FinishReason,
+    Group,
+    Origin,
+    Prompt,
+    Sample,
+    Verdict,
+)
 
 T = TypeVar("T")
 
@@ -29,7 +39,8 @@ class Collector:
     """Turns prompts into groups.
 
     Every group is a pure function of (recipe, weights, step, prompt): seeds depend on nothing else, so neither the
-    order in which engines answer nor a retry changes it. ``critic_at`` gives a step's critic, None for plain GRPO.
+    order in which engines answer nor a retry changes it. Where reference solutions train, a group is the solution, and
+    no engine is asked. ``critic_at`` gives a step's critic, None for plain GRPO.
     ``refiner`` refines in the policy's place. ``clock`` covers the latest ``collect``.
     """
 
@@ -53,7 +64,9 @@ class Collector:
         return await _all(self._group(prompt, step) for prompt in prompts)
 
     async def _group(self, prompt: Prompt, step: int) -> Group:
-        algorithm, config = self._recipe.algorithm, self._recipe.critic
+        algorithm, config = self._recipe.algorithm_at(step), self._recipe.critic
+        if algorithm.samples_nothing:
+            return Group(prompt, [self._solution(prompt)])
         critic = self._critic_at(step)
         initial = await self._generate(prompt, step)
         if critic is None or algorithm.refinements == 0:
@@ -78,7 +91,7 @@ class Collector:
         """``samples`` rewarded by their critiques, and these; as they are, and none, where the verifier rewards."""
         if self._recipe.reward.source == "verifier":
             return samples, []
-        after_initial = self._recipe.algorithm.group_size
+        after_initial = self._recipe.algorithm_at(step).group_size
         indices = [k if sample.parent is None else after_initial + sample.parent for k, sample in enumerate(samples)]
         critiques = await _all(
             self._critiqued(critic, prompt, index, sample, step) for index, sample in zip(indices, samples, strict=True)
@@ -86,9 +99,17 @@ class Collector:
         return [_rewarded(sample, critique) for sample, critique in zip(samples, critiques, strict=True)], critiques
 
     async def _generate(self, prompt: Prompt, step: int) -> list[Sample]:
-        n, seed = self._recipe.algorithm.group_size, self._seed(step, prompt, "generate")
+        n, seed = self._recipe.algorithm_at(step).group_size, self._seed(step, prompt, "generate")
         completions = await self._complete(self._generator, prompt.token_ids, n, seed, "generate")
         return await _all(self._sample(prompt, completion, seed + k) for k, completion in enumerate(completions))
+
+    def _solution(self, prompt: Prompt) -> Sample:
+        """Raises ValueError for a problem without one."""
+        token_ids = self._task.solution(prompt)
+        if token_ids is None:
+            raise ValueError(f"prompt {prompt.id} has no reference solution to train on")
+        completion = Completion(token_ids, [], FinishReason.STOP, NOT_TRAINED)
+        return Sample(Origin.SOLUTION, completion, self._decode(token_ids), Verdict(1.0, "solution"), seed=0)
 
     async def _refined(
         self,

@@ -44,7 +44,7 @@ class Task(Protocol):
         ...
 
     def supported(self, prompt: Prompt, refinement: str, attempt: str) -> bool:
-        """Whether the steps of a correct ``refinement`` of ``attempt`` lead to its answer: it may have been told that."""
+        """Whether the steps of a correct ``refinement`` of ``attempt`` lead to its answer, which it may know."""
         ...
 
     def critique_prompt(self, prompt: Prompt, response_ids: list[int], sees: Sees) -> list[int]:

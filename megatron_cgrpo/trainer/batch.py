@@ -2,23 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_cgrpo.algorithm.advantages import group_advantages
 from megatron_cgrpo.algorithm.reduction import reduction_weights
 from megatron_cgrpo.algorithm.spec import LossSpec
-from megatron_cgrpo.config.algorithm import AlgorithmConfig
-from megatron_cgrpo.types import Group, Sample, TrainRow
+from megatron_cgrpo.config.algorithm import AlgorithmConfig, TrainSource
+from megatron_cgrpo.types import Group, Origin, Sample, TrainRow
+
+RowKind = Literal["response", "refinement", "critique", "solution"]
+CritiqueTokens = Callable[[Group, Sample], tuple[list[int], list[int]]]
+"""Of a refinement: the tokens that ask for the critique that it followed, and the critique's, with end of sequence."""
+
+_KINDS: dict[Origin, RowKind] = {
+    Origin.ROLLOUT: "response",
+    Origin.REFINEMENT: "refinement",
+    Origin.CRITIQUE: "critique",
+    Origin.SOLUTION: "solution",
+}
+_SOURCES: dict[Origin, TrainSource] = {
+    Origin.ROLLOUT: "responses",
+    Origin.REFINEMENT: "refinements",
+    Origin.CRITIQUE: "critiques",
+    Origin.SOLUTION: "solutions",
+}
+
+
+@dataclass(frozen=True)
+class TrainedRow:
+    """Which text a row is: ``sample`` counts in ``groups[group].samples``, that of a critique in ``.refinements``."""
+
+    group: int
+    sample: int
+    kind: RowKind
 
 
 @dataclass(frozen=True)
 class StepRows:
-    """``mini_batches[u]`` are the rows of update ``u`` (possibly none: then there is nothing to learn from it);
-    ``advantages[g][i]`` belongs to ``groups[g].samples[i]``, trained on or not."""
+    """``mini_batches[u]`` are the rows of update ``u`` (possibly none: then there is nothing to learn from it), and
+    ``trained[u]`` says which texts they are, in the same order. ``advantages[g][i]`` belongs to
+    ``groups[g].samples[i]``, trained on or not."""
 
     mini_batches: list[list[TrainRow]]
+    trained: list[list[TrainedRow]]
     advantages: list[list[float]]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A text of the mini-batch; it counts in the denominator, and is a row where it has a gradient."""
+
+    text: TrainedRow
+    origin: Origin
+    prompt_ids: list[int]
+    response_ids: list[int]
+    logprobs: list[float]
+    advantage: float
+    informative: bool
 
 
 def loss_spec(algorithm: AlgorithmConfig) -> LossSpec:
@@ -38,52 +80,101 @@ def loss_spec(algorithm: AlgorithmConfig) -> LossSpec:
 
 
 def build_rows(
-    groups: Sequence[Group], algorithm: AlgorithmConfig, updates_per_step: int, max_response_tokens: int
+    groups: Sequence[Group],
+    algorithm: AlgorithmConfig,
+    updates_per_step: int,
+    max_response_tokens: int,
+    critique_tokens: CritiqueTokens | None = None,
 ) -> StepRows:
     """Split ``groups`` into ``updates_per_step`` contiguous mini-batches, equal in groups up to one.
 
-    Every response of a mini-batch counts in its reduction's denominator. Left out of the rows, because they have no
-    gradient, are empty responses and, unless a KL or entropy term acts on them, groups whose rewards are all equal.
-    Raises ``ValueError`` if there are fewer groups than updates.
+    What ``algorithm.trains_on`` names is the mini-batch, and counts in its reduction's denominator; without a baseline
+    only what earned a reward. Left out of the rows, because they have no gradient, are empty responses and, unless a KL
+    or entropy term acts on them, groups whose rewards are all equal.
+    Raises ``ValueError`` if there are fewer groups than updates, or critiques train without ``critique_tokens``.
     """
     if len(groups) < updates_per_step:
         raise ValueError(
             f"train.updates_per_step={updates_per_step} exceeds the {len(groups)} groups of the step: lower it"
         )
+    if "critiques" in algorithm.trains_on and critique_tokens is None:
+        raise ValueError("algorithm.trains_on has critiques: give critique_tokens")
     advantages = [
-        group_advantages([sample.reward for sample in group.samples], algorithm.advantage.normalize) for group in groups
+        group_advantages(
+            [sample.reward for sample in group.samples], algorithm.advantage.normalize, algorithm.advantage.baseline
+        )
+        for group in groups
+    ]
+    candidates = [
+        [
+            *_samples(number, group, advantages[number], algorithm),
+            *_critiques(number, group, algorithm, critique_tokens),
+        ]
+        for number, group in enumerate(groups)
     ]
     bounds = [len(groups) * update // updates_per_step for update in range(updates_per_step + 1)]
-    mini_batches = [
-        _mini_batch(groups[start:end], advantages[start:end], algorithm, max_response_tokens)
+    batches = [
+        _mini_batch([one for group in candidates[start:end] for one in group], algorithm, max_response_tokens)
         for start, end in zip(bounds, bounds[1:], strict=False)
     ]
-    return StepRows(mini_batches, advantages)
+    rows, trained = ([[pair[side] for pair in batch] for batch in batches] for side in (0, 1))
+    return StepRows(rows, trained, advantages)
+
+
+def _samples(
+    number: int, group: Group, advantages: Sequence[float], algorithm: AlgorithmConfig
+) -> Iterator[_Candidate]:
+    informative = algorithm.kl.coef > 0 or algorithm.entropy.coef > 0 or any(advantages)
+    for index, (sample, advantage) in enumerate(zip(group.samples, advantages, strict=True)):
+        counts = algorithm.advantage.baseline != "none" or sample.reward > 0
+        if counts and _SOURCES[sample.origin] in algorithm.trains_on:
+            # A refinement too is trained on the question alone: never on the critique that it was sampled under.
+            yield _Candidate(
+                TrainedRow(number, index, _KINDS[sample.origin]),
+                sample.origin,
+                group.prompt.token_ids,
+                sample.completion.token_ids,
+                sample.completion.logprobs,
+                advantage,
+                informative,
+            )
+
+
+def _critiques(
+    number: int, group: Group, algorithm: AlgorithmConfig, critique_tokens: CritiqueTokens | None
+) -> Iterator[_Candidate]:
+    """Of all refinements, selected or not: the critiques whose verdict is the verifier's."""
+    if critique_tokens is None or "critiques" not in algorithm.trains_on:
+        return
+    for index, refinement in enumerate(group.refinements):
+        critique, parent = refinement.critique, refinement.parent
+        if critique is None or parent is None:
+            continue
+        if critique.concludes_correct == group.initial[parent].verdict.correct:
+            prompt_ids, response_ids = critique_tokens(group, refinement)
+            yield _Candidate(
+                TrainedRow(number, index, "critique"), Origin.CRITIQUE, prompt_ids, response_ids, [], 1.0, True
+            )
 
 
 def _mini_batch(
-    groups: Sequence[Group], advantages: Sequence[list[float]], algorithm: AlgorithmConfig, max_response_tokens: int
-) -> list[TrainRow]:
-    lengths = [len(sample.completion.token_ids) for group in groups for sample in group.samples]
-    weights = iter(reduction_weights(lengths, algorithm.reduction, max_response_tokens))
-    regularised = algorithm.kl.coef > 0 or algorithm.entropy.coef > 0
-    rows = []
-    for group, group_advantage in zip(groups, advantages, strict=True):
-        informative = regularised or any(group_advantage)
-        for sample, advantage in zip(group.samples, group_advantage, strict=True):
-            weight = next(weights)
-            if informative and sample.completion.token_ids:
-                rows.append(_row(group.prompt.token_ids, sample, advantage, weight))
-    return rows
+    candidates: Sequence[_Candidate], algorithm: AlgorithmConfig, max_response_tokens: int
+) -> list[tuple[TrainRow, TrainedRow]]:
+    lengths = [len(candidate.response_ids) for candidate in candidates]
+    weights = reduction_weights(lengths, algorithm.reduction, max_response_tokens)
+    return [
+        (_row(candidate, weight, algorithm.supervised), candidate.text)
+        for candidate, weight in zip(candidates, weights, strict=True)
+        if candidate.informative and candidate.response_ids
+    ]
 
 
-def _row(prompt_ids: list[int], sample: Sample, advantage: float, weight: float) -> TrainRow:
+def _row(candidate: _Candidate, weight: float, supervised: bool) -> TrainRow:
     return TrainRow(
-        # A refinement too is trained on the question alone: never on the critique that its tokens were sampled under.
-        token_ids=prompt_ids + sample.completion.token_ids,
-        prompt_length=len(prompt_ids),
-        advantage=advantage,
+        token_ids=candidate.prompt_ids + candidate.response_ids,
+        prompt_length=len(candidate.prompt_ids),
+        advantage=candidate.advantage,
         weight=weight,
-        origin=sample.origin,
-        behaviour_logprobs=sample.completion.logprobs,
+        origin=candidate.origin,
+        behaviour_logprobs=[] if supervised else candidate.logprobs,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Self
 
 import torch
 
@@ -18,8 +19,7 @@ from megatron_cgrpo.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_cgrpo.evaluation.benchmark import Benchmark
 from megatron_cgrpo.rollout.engine_spec import check_engine_model
 from megatron_cgrpo.tasks.base import Task
-from megatron_cgrpo.tasks.build import build_task
-from megatron_cgrpo.tasks.misconceptions.tokenizer import write_tokenizer
+from megatron_cgrpo.tasks.build import build_task, task_tokenizer
 from megatron_cgrpo.types import Prompt
 from megatron_cgrpo.weights.coverage import check_hf
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
@@ -28,7 +28,7 @@ from megatron_cgrpo.weights.megatron_weights import MegatronSource
 
 @dataclass(frozen=True)
 class Problems:
-    """The task, its tokenizer and its prompts."""
+    """The task, its tokenizer and its prompts. Close it, or use ``with``: a task may verify in processes of its own."""
 
     task: Task
     tokenizer: Tokenizer
@@ -38,11 +38,14 @@ class Problems:
     refines: bool
 
     @classmethod
-    def load(cls, recipe: Recipe) -> Problems:
-        """Raises ConfigError for a machine, model, data or prompts that the recipe cannot be run with."""
+    def load(cls, recipe: Recipe, *, answers_only: bool = False) -> Problems:
+        """Raises ConfigError for a machine, model, data or prompts that the recipe cannot be run with.
+
+        With ``answers_only`` nobody criticises or refines, so prompts need no room for that.
+        """
         _check_machine(recipe)
         tokenizer = _tokenizer(recipe)
-        if recipe.critic.needs_model and recipe.critic.model.path is not None:
+        if not answers_only and recipe.critic.needs_model and recipe.critic.model.path is not None:
             _check_critic_model(recipe, recipe.critic.model.path, tokenizer)
         task = build_task(recipe.task, tokenizer)
         problems = cls(
@@ -51,16 +54,34 @@ class Problems:
             list(task.prompts("train")),
             list(task.prompts("test")),
             recipe.rollout.max_prompt_tokens,
-            recipe.algorithm.refinements > 0,
+            any(algorithm.refinements for algorithm in recipe.algorithms) and not answers_only,
         )
-        for name, prompts in (("train", problems.train), ("test", problems.test)):
+        try:
+            problems._check_all(recipe, critiques=recipe.critic.asks_engine and not answers_only)
+        except BaseException:
+            problems.close()
+            raise
+        return problems
+
+    def close(self) -> None:
+        self.task.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_all(self, recipe: Recipe, *, critiques: bool) -> None:
+        for name, prompts in (("train", self.train), ("test", self.test)):
             if not prompts:
                 raise ConfigError(f"task: its {name} split is empty: give at least one problem")
             for prompt in prompts:
-                problems.check(prompt)
-        if recipe.critic.asks_engine:
-            problems.check_critiques(recipe)
-        return problems
+                self.check(prompt)
+        if critiques:
+            self.check_critiques(recipe)
 
     def check(self, prompt: Prompt) -> None:
         """Raises ConfigError for a prompt that the recipe's limits have no room for."""
@@ -122,19 +143,18 @@ def _check_critic_model(recipe: Recipe, path: Path, tokenizer: Tokenizer) -> Non
 
 def _tokenizer(recipe: Recipe) -> Tokenizer:
     """The model's, whose weights are checked for completeness; without a model yet, the embedded task's own."""
-    if recipe.model.path is None:
-        with TemporaryDirectory() as folder:
-            write_tokenizer(Path(folder))
-            return load_tokenizer(Path(folder))
-    shape = read_model_shape(recipe.model.path)
-    if is_megatron(recipe.model.path):
-        MegatronSource(recipe.model.path, shape)
+    path = recipe.model.path
+    if path is None:
+        return task_tokenizer(None)
+    shape = read_model_shape(path)
+    if is_megatron(path):
+        MegatronSource(path, shape)
     else:
-        check_hf(HFCheckpoint(recipe.model.path), shape)
-    tokenizer = load_tokenizer(recipe.model.path)
+        check_hf(HFCheckpoint(path), shape)
+    tokenizer = task_tokenizer(path)
     if tokenizer.vocab_size > shape.vocab:
         raise ConfigError(
-            f"model.path={recipe.model.path}: its tokenizer has {tokenizer.vocab_size} tokens, its embedding "
-            f"{shape.vocab} rows: take the tokenizer that belongs to the model"
+            f"model.path={path}: its tokenizer has {tokenizer.vocab_size} tokens, its embedding {shape.vocab} rows: "
+            "take the tokenizer that belongs to the model"
         )
     return tokenizer

@@ -14,7 +14,7 @@ from megatron_cgrpo.data.sampler import SamplerState
 from megatron_cgrpo.observe.atomic import write_text
 from megatron_cgrpo.observe.display import Display
 from megatron_cgrpo.observe.metrics import Metrics, MetricsLog, Sink, read_metrics
-from megatron_cgrpo.observe.rollouts import write_rollouts
+from megatron_cgrpo.observe.rollouts import GroupDetails, write_rollouts
 from megatron_cgrpo.observe.sinks import open_sinks
 from megatron_cgrpo.trainer.checkpoints import BaseModel, CheckpointStore, read_manifest
 from megatron_cgrpo.trainer.same_training import check_same, model_fingerprint
@@ -79,9 +79,15 @@ class Record:
         self.last_step = int(metrics["step"])
         self._display.step(metrics)
 
-    def rollouts(self, step: int, groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> None:
+    def rollouts(
+        self,
+        step: int,
+        groups: Sequence[Group],
+        advantages: Sequence[Sequence[float]],
+        details: Sequence[GroupDetails],
+    ) -> None:
         if self._recipe.observe.rollouts:
-            write_rollouts(self.directory / "rollouts", step, groups, advantages)
+            write_rollouts(self.directory / "rollouts", step, groups, advantages, details)
 
     def save_checkpoint(self, step: int, sampler: SamplerState, write_policy: Callable[[Path], None]) -> None:
         if self._model is None:

@@ -12,10 +12,11 @@ from megatron_cgrpo.config.model_files import MEGATRON_INDEX
 from megatron_cgrpo.config.recipe import Recipe
 
 # Sections and keys that decide how a run runs and what it shows, not what it computes.
-_FREE_SECTIONS = ("run", "parallel", "checkpoint", "observe", "sync")
+_FREE_SECTIONS = ("run", "parallel", "checkpoint", "observe", "sync", "guard")
 _FREE_KEYS = {
-    "train": {"steps", "micro_batch_tokens", "packed", "threads"},
+    "train": {"steps", "compute_of", "micro_batch_tokens", "packed", "threads"},
     "evaluation": {"every"},
+    "task": {"workers", "allow_weak_sandbox"},
     "rollout": {
         "engines",
         "tensor_parallel",

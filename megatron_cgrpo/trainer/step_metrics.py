@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from megatron_cgrpo.actor.group import GroupUpdate
 from megatron_cgrpo.algorithm.metrics import LOSS_TERMS, reduce_metrics
 from megatron_cgrpo.rollout.clock import IDLE, StageClock
-from megatron_cgrpo.types import FinishReason, Group
+from megatron_cgrpo.types import FinishReason, Group, Origin
+
+UNPARSABLE = ("no_conclusion", "contradictory", "truncated", "empty")
+TEMPLATES = ("indicative", "indicative_gt")
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Rewards, failures, refinements and lengths. Shares of nothing are left out."""
-    initial = [sample for group in groups for sample in group.initial]
+    """Rewards, failures, refinements and lengths. Shares of nothing are left out; solutions are no responses."""
+    initial = [sample for group in groups for sample in group.initial if sample.origin is not Origin.SOLUTION]
     trained = [sample for group in groups for sample in group.samples]
     refinements = [sample for group in groups for sample in group.refinements]
     critiqued = [group for group in groups if group.triggered]
     refined = [group for group in critiqued if any(sample.verdict.correct for sample in group.refinements)]
     truncated = [sample.completion.finish_reason is FinishReason.LENGTH for sample in initial]
     metrics: dict[str, float] = {
-        "reward.mean": _mean([sample.reward for sample in trained]),
-        "reward.initial": _mean([sample.reward for sample in initial]),
         "groups.total": len(groups),
         "groups.failed": sum(group.failed for group in groups),
         "groups.critiqued": len(critiqued),
         "groups.refined": len(refined),
-        "response.tokens_mean": _mean([len(sample.completion.token_ids) for sample in initial]),
-        "response.truncated": _mean(truncated),
     }
+    if initial:
+        metrics |= {
+            "reward.mean": _mean([sample.reward for sample in trained]),
+            "reward.initial": _mean([sample.reward for sample in initial]),
+            "response.tokens_mean": _mean([len(sample.completion.token_ids) for sample in initial]),
+            "response.truncated": _mean(truncated),
+        }
     if refinements:
         metrics["refinement.valid"] = _mean([sample.verdict.correct for sample in refinements])
     if critiqued:
@@ -74,7 +80,10 @@ def token_metrics(clock: StageClock, update_tokens: int) -> dict[str, float]:
 
 
 def _critique_agreement(groups: Sequence[Group]) -> dict[str, float]:
-    """Of the critiques that were used and concluded something: the shares whose verdict is not the verifier's."""
+    """Of the critiques that were used and concluded something: the shares whose verdict is not the verifier's.
+
+    Beside them ``critique.concluded``, how many these are.
+    """
     verdicts = [
         (sample.critique.concludes_correct, group.initial[sample.parent].verdict.correct)
         for group in groups
@@ -84,17 +93,38 @@ def _critique_agreement(groups: Sequence[Group]) -> dict[str, float]:
     if not verdicts:
         return {}
     return {
+        "critique.concluded": len(verdicts),
         "critique.false_correct": _mean([concluded and not verified for concluded, verified in verdicts]),
         "critique.false_incorrect": _mean([verified and not concluded for concluded, verified in verdicts]),
     }
 
 
 def _critique_counts(groups: Sequence[Group]) -> dict[str, float]:
-    counts: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
     for group in groups:
-        counts.update({f"critique.dropped.{cause}": number for cause, number in group.dropped_critiques.items()})
-        counts.update({f"critique.failed.{cause}": number for cause, number in group.critique_failures.items()})
-    return dict(sorted(counts.items()))
+        dropped.update(group.dropped_critiques)
+        failed.update(group.critique_failures)
+    counts = {f"critique.dropped.{cause}": number for cause, number in sorted(dropped.items())}
+    counts |= {f"critique.failed.{cause}": number for cause, number in sorted(failed.items())}
+    return counts | _unparsable(groups, failed)
+
+
+def _unparsable(groups: Sequence[Group], failed: Mapping[str, int]) -> dict[str, float]:
+    """Of ``critique.attempts``, the critiques that a model or program wrote: the share without a verdict to be read.
+
+    What failed before a text was there is no attempt, nor is the template that replaces a critique in the end; where
+    critiques reward, such a replacement cannot be told from one that was written, and counts.
+    """
+    unparsable = sum(failed.get(cause, 0) for cause in UNPARSABLE)
+    attempts = unparsable + sum(_parsed(group) for group in groups)
+    return {"critique.attempts": attempts, "critique.unparsable": unparsable / attempts} if attempts else {}
+
+
+def _parsed(group: Group) -> int:
+    judged = sum(sample.judged is not None for sample in [*group.initial, *group.refinements])
+    critiques = [sample.critique for sample in group.refinements if sample.critique is not None]
+    return judged or sum(critique.kind not in TEMPLATES for critique in critiques)
 
 
 def _mean(values: Sequence[float]) -> float:

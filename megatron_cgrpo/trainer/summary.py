@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from megatron_cgrpo.trainer.pooling import pool
+
 Line = dict[str, int | float]
 
 
 def summarise(lines: Sequence[Line]) -> dict[str, int | float | None]:
-    """``base.*`` and ``trained.*`` evaluations, refinement success over all critiqued groups, seconds and tokens.
+    """``base.*`` and ``trained.*`` evaluations, refinement success over all critiqued groups, seconds, tokens and cost.
+
+    ``ledger.*`` and ``critique.*`` are pooled over all steps.
 
     A key whose figure the task or method does not have is None. Raises ``ValueError`` without a final evaluation.
     """
@@ -28,7 +32,7 @@ def summarise(lines: Sequence[Line]) -> dict[str, int | float | None]:
     summary["misconceptions.repaired"] = trained.get("eval.misconceptions_repaired")
     totals: Counter[str] = Counter()
     for line in lines:
-        totals.update({key: value for key, value in line.items() if key.startswith(("time.", "tokens."))})
+        totals.update({key: value for key, value in line.items() if key.startswith(("time.", "tokens.", "cost."))})
     for key, value in sorted(totals.items()):
         summary[key.replace("time.", "seconds.")] = value
-    return summary
+    return summary | pool(lines)

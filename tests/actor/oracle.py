@@ -11,14 +11,21 @@ from rank_cases import SPEC, training_rows
 from torch import Tensor
 
 from megatron_cgrpo.algorithm.loss import LossInputs, policy_loss
-from megatron_cgrpo.types import Origin
+from megatron_cgrpo.types import Origin, TrainRow
 
 
 def save_gradients(directory: Path) -> float:
-    """Writes ``grads.pt`` (HF name -> gradient) beside the model, sequence by sequence; returns the loss."""
+    """Writes ``grads.pt`` (HF name -> gradient) beside the model; returns the loss."""
+    gradients, loss = gradients_of(directory, training_rows())
+    torch.save(gradients, directory / "grads.pt")
+    return loss
+
+
+def gradients_of(directory: Path, rows: list[TrainRow]) -> tuple[dict[str, Tensor], float]:
+    """(HF name -> gradient, loss) of the model in ``directory``, sequence by sequence."""
     model = load_hf_model(directory)
     total = 0.0
-    for row in training_rows():
+    for row in rows:
         scores = model(torch.tensor([row.token_ids])).logits[0].log_softmax(-1)
         first, count = row.prompt_length - 1, row.response_length
         responses = scores[first : first + count]
@@ -40,8 +47,7 @@ def save_gradients(directory: Path) -> float:
         for name, parameter in model.named_parameters()
         for on_disk, gradient in _on_disk(name, parameter.grad)
     }
-    torch.save(gradients, directory / "grads.pt")
-    return total
+    return gradients, total
 
 
 def _on_disk(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -1,12 +1,13 @@
-"""The estimator against enumeration of every draw."""
+"""The estimator against enumeration of every draw, and against exact fractions."""
 
+from fractions import Fraction
 from itertools import combinations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cgrpo.analysis.pass_at_k import pass_at_k
+from megatron_cgrpo.analysis.pass_at_k import mean_pass_at_k, pass_at_k
 
 
 @given(st.data())
@@ -17,8 +18,30 @@ def test_it_is_the_share_of_draws_that_hold_a_correct_answer(data: st.DataObject
     assert pass_at_k(samples, correct, k) == pytest.approx(sum(map(any, draws)) / len(draws))
 
 
-def test_it_is_exact_for_many_samples() -> None:
-    assert pass_at_k(1024, 1, 256) == pytest.approx(0.25, abs=1e-12)
+@given(st.data())
+def test_it_is_the_nearest_double_of_the_exact_fraction_for_many_samples(data: st.DataObject) -> None:
+    samples = data.draw(st.integers(1, 600))
+    correct, k = data.draw(st.integers(0, samples)), data.draw(st.integers(1, min(samples, 256)))
+    none = Fraction(1)
+    for drawn in range(k):
+        none *= Fraction(max(samples - correct - drawn, 0), samples - drawn)
+    assert pass_at_k(samples, correct, k) == float(1 - none)
+
+
+def test_it_is_unbiased_to_k_of_256() -> None:
+    """Expectation over the number of correct answers, of which each is correct with probability p."""
+    samples, k, p = 300, 256, Fraction(1, 500)
+    expected, chance = Fraction(0), (1 - p) ** samples
+    for correct in range(samples + 1):
+        expected += chance * Fraction(pass_at_k(samples, correct, k))
+        chance *= p / (1 - p) * Fraction(samples - correct, correct + 1)
+    assert float(expected) == pytest.approx(float(1 - (1 - p) ** k), rel=1e-12)
+
+
+def test_a_mean_over_problems_for_powers_of_two() -> None:
+    assert mean_pass_at_k([0, 1, 3, 4], 4) == pytest.approx({"pass_at_1": 0.5, "pass_at_2": 0.625, "pass_at_4": 0.75})
+    assert list(mean_pass_at_k([1], 6)) == ["pass_at_1", "pass_at_2", "pass_at_4"]
+    assert mean_pass_at_k([1], 1024)["pass_at_256"] == 0.25
 
 
 @pytest.mark.parametrize(("samples", "correct", "k"), [(4, 5, 1), (4, -1, 1), (4, 2, 5), (4, 2, 0)])

@@ -30,6 +30,16 @@ def test_a_run_gets_the_plots_that_it_has_data_for(tmp_path: Path) -> None:
         assert pixels.shape[0] > 300 and pixels.std() > 0
 
 
+def test_what_refinement_did_is_drawn(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        decades = {f"ledger.p.le_1e{decade}": 1 / 9 for decade in range(-8, 1)}
+        ledger = {"ledger.count.tokens": 9, "ledger.logp_question": -3.0, "ledger.logp_critique": -1.0, **decades}
+        log.write({"step": step, "gradient.rollout": 0.1} | (ledger if step > 1 else {}))
+    log.close()
+    assert [path.name for path in plot_run(tmp_path)] == ["likelihood.png", "probabilities.png", "gradients.png"]
+
+
 def test_a_line_holds_the_steps_that_have_the_key() -> None:
     axes = Figure().add_subplot()
     steps = [{"step": 1, "x": 0.5}, {"step": 2}, {"step": 3, "x": 0.75}]
@@ -46,7 +56,7 @@ def test_a_curve_is_mean_and_sample_deviation_over_shared_steps(tmp_path: Path) 
         write_run(tmp_path / "c", {2: 0.75, 4: 0.0}),
     ]
     curve = average(runs, "eval.pass_at_1")
-    assert curve.steps == [2, 4]
+    assert curve.x == [2, 4]
     assert curve.mean == [0.5, 0.5]
     assert curve.std == [0.25, 0.5]
     assert average(runs[1:2], "eval.pass_at_1").std == [0, 0, 0]

@@ -7,7 +7,7 @@ from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.data.tokenizer import Tokenizer, load_tokenizer
 
 
-def write_words(directory: Path, eos: str | None = "<eos>") -> Path:
+def write_words(directory: Path, eos: str | None = "<eos>", chat_template: str | None = None) -> Path:
     """A word-level tokenizer that would add a beginning-of-sequence token if it were asked for special tokens."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, pre_tokenizers, processors
@@ -18,6 +18,7 @@ def write_words(directory: Path, eos: str | None = "<eos>") -> Path:
     backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", eos_token=eos)
     tokenizer.add_tokens(["c"])
+    tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(str(directory))
     return directory
 
@@ -33,6 +34,23 @@ def test_only_the_text_is_encoded(words: Tokenizer) -> None:
 
 def test_special_tokens_are_left_out_of_the_text(words: Tokenizer) -> None:
     assert words.decode([0, 2, 3, 1]) == "a b"
+
+
+def test_text_for_people_keeps_special_tokens(words: Tokenizer) -> None:
+    assert words.show([0, 2, 3, 1]) == "<bos> a b <eos>"
+
+
+def test_a_conversation_is_written_by_the_tokenizers_own_template(tmp_path: Path, words: Tokenizer) -> None:
+    template = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ m.role }}: {{ m.content }} {% endfor %}{% if add_generation_prompt %}model:{% endif %}"
+    )
+    chat = load_tokenizer(write_words(tmp_path / "chat", chat_template=template))
+    assert (chat.has_chat_template, words.has_chat_template) == (True, False)
+    user = {"role": "user", "content": "a b"}
+    assert chat.chat([user]) == "<bos>user: a b model:"
+    with pytest.raises(ConfigError, match=r"refuses a conversation of system, user \(no system\): set task.chat=off"):
+        chat.chat([{"role": "system", "content": "b"}, user])
 
 
 def test_ids(words: Tokenizer) -> None:

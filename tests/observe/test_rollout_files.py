@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cgrpo.observe.rollouts import write_rollouts
+from megatron_cgrpo.observe.rollouts import GroupDetails, RefinementDetails, TrainedText, write_rollouts
 from megatron_cgrpo.types import Completion, Critique, FinishReason, Group, Origin, Prompt, Sample, Verdict
 
 
@@ -24,8 +24,15 @@ def group() -> Group:
     )
 
 
+def details() -> GroupDetails:
+    prompt = "2+2 attempt: 55 critique: step 1 is wrong"
+    return GroupDetails(
+        [TrainedText("refinement", 2, "2+2", 3, 0.75)], [RefinementDetails(prompt, -2.5, -0.5, True, False)]
+    )
+
+
 def test_a_group_is_one_line_with_everything_that_happened(tmp_path: Path) -> None:
-    path = write_rollouts(tmp_path / "rollouts", 12, [group(), group()], [[-0.5, -0.25, 0.75]] * 2)
+    path = write_rollouts(tmp_path / "rollouts", 12, [group(), group()], [[-0.5, -0.25, 0.75]] * 2, [details()] * 2)
     assert path == tmp_path / "rollouts" / "step_000012.jsonl"
     first, second = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     assert first == second
@@ -56,16 +63,24 @@ def test_a_group_is_one_line_with_everything_that_happened(tmp_path: Path) -> No
                     "generated_tokens": 2,
                     "failures": ["timeout"],
                 },
+                "prompt": "2+2 attempt: 55 critique: step 1 is wrong",
+                "logp_question": -2.5,
+                "logp_critique": -0.5,
+                "supported": True,
+                "leaked": False,
             }
         ],
         "selected": [0],
         "advantages": [-0.5, -0.25, 0.75],
+        "trained": [{"kind": "refinement", "sample": 2, "prompt": "2+2", "response_tokens": 3, "advantage": 0.75}],
         "dropped_critiques": {"timeout": 1},
         "critique_failures": {},
     }
 
 
-def test_advantages_of_other_groups_are_refused(tmp_path: Path) -> None:
+def test_advantages_and_details_of_other_groups_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="advantages"):
-        write_rollouts(tmp_path, 1, [group()], [[0.0, 0.0]])
+        write_rollouts(tmp_path, 1, [group()], [[0.0, 0.0]], [details()])
+    with pytest.raises(ValueError, match="details"):
+        write_rollouts(tmp_path, 1, [group()], [[0.0, 0.0, 0.0]], [GroupDetails([], [])])
     assert list(tmp_path.iterdir()) == []

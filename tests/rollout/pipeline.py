@@ -37,6 +37,12 @@ class DigitTask:
             return None
         return f"{prompt.answer}. Conclusion: {'correct' if response == prompt.answer else 'incorrect'} [END]"
 
+    def misleading_critique(self, prompt: Prompt, response: str, seed: int) -> str | None:
+        return f"{(int(prompt.answer) + 1) % 10}. Conclusion: incorrect [END]"
+
+    def solution(self, prompt: Prompt) -> list[int] | None:
+        return [10 + int(prompt.answer), EOS]
+
     def critique_prompt(self, prompt: Prompt, response_ids: list[int], sees: str) -> list[int]:
         return [CRITICISE, *prompt.token_ids, *response_ids, *encode(prompt.answer if sees == "answer" else "")]
 

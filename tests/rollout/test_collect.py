@@ -7,6 +7,7 @@ import random
 
 import pytest
 from pipeline import (
+    EOS,
     PROMPTS,
     REFINE,
     RandomOrderGenerator,
@@ -132,3 +133,24 @@ def test_a_generator_that_dies_ends_the_collection_and_leaves_nothing_running(di
         return len(asyncio.all_tasks())
 
     assert asyncio.run(run()) == 1
+
+
+def test_solutions_are_groups_without_asking_an_engine() -> None:
+    stage = {"trains_on": ["solutions"], "refinements": 0}
+    recipe = make_recipe(stages=[{"from_step": 4, "algorithm": stage}])
+    groups, collector, generator = collect(recipe, step=4)
+    assert generator.requests == [] and not collector.clock.tokens
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        (solution,) = group.samples
+        assert solution.completion.token_ids == [10 + int(prompt.answer), EOS]
+        assert (solution.origin, solution.reward, solution.completion.logprobs) == (Origin.SOLUTION, 1.0, [])
+        assert solution.text == prompt.answer and not group.failed and not group.triggered
+    assert collect(recipe, step=3)[0] == collect(make_recipe(), step=3)[0], "the stage has not begun"
+
+
+def test_each_step_has_the_group_size_of_its_stage() -> None:
+    recipe = make_recipe(stages=[{"from_step": 4, "algorithm": {"group_size": 5, "refinements": 2}}])
+    assert {len(group.initial) for group in collect(recipe, step=3)[0]} == {3}
+    groups = collect(recipe, step=4)[0]
+    assert {len(group.initial) for group in groups} == {5}
+    assert max(len(group.selected) for group in groups) == 2

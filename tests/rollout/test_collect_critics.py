@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+import pytest
 from pipeline import (
     CAUSES,
     CRITICISE,
@@ -143,3 +144,13 @@ def test_a_response_is_refined_by_the_critique_that_rewarded_it() -> None:
 def test_the_verifier_rewards_unless_told_otherwise() -> None:
     groups, _, _ = collect(make_recipe(critic=CriticConfig(trigger="always", on_failure="indicative_gt")))
     assert {sample.judged for group in groups for sample in (*group.initial, *group.refinements)} == {None}
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.4, 1.0])
+def test_noise_replaces_that_share_of_the_program_s_critiques(noise: float) -> None:
+    groups, _, _ = collect(make_recipe(critic=CriticConfig(trigger="always", noise=noise, on_failure="drop")))
+    critiques = [(group, sample.critique) for group in groups for sample in group.refinements]
+    misleading = [(group, critique) for group, critique in critiques if critique.kind == "misleading"]
+    assert len(misleading) / len(critiques) == pytest.approx(noise, abs=0.15)
+    for group, critique in misleading:
+        assert critique.text[0] == str((int(group.prompt.answer) + 1) % 10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_cgrpo.config.algorithm import AlgorithmConfig
-from megatron_cgrpo.trainer.batch import build_rows, loss_spec
+from megatron_cgrpo.trainer.batch import TrainedRow, build_rows, loss_spec
 from megatron_cgrpo.types import Completion, Critique, FinishReason, Group, Origin, Prompt, Sample, Verdict
 
 LIMIT = 10
@@ -109,3 +109,84 @@ def test_every_switch_reaches_the_loss() -> None:
     assert (spec.refinement_ratio, spec.refinement_gamma, spec.refinement_clip) == ("importance", 0.2, False)
     assert (spec.kl_coef, spec.kl_estimator, spec.entropy_coef) == (0.4, "k2", 0.5)
     assert (spec.correction, spec.correction_cap) == ("token_mask", 3)
+
+
+SUPERVISED = {"advantage": {"baseline": "none"}, "refinement": {"ratio": "on_policy"}, "correction": {"mode": "none"}}
+
+
+def criticised(parent: int, reward: float, concludes_correct: bool | None, token: int) -> Sample:
+    completion = Completion([token] * 2, [-1.0] * 2, FinishReason.STOP, 3)
+    critique = Critique("cot", "", [token + 1] * 3, concludes_correct)
+    return Sample(Origin.REFINEMENT, completion, "", Verdict(reward, "x"), 0, parent, critique)
+
+
+CRITICISED = Group(
+    Prompt("c", "", [7, 8], ""),
+    [sample(Origin.ROLLOUT, reward, 3, 40) for reward in (1.0, 0.0, 0.0)],
+    [criticised(0, 1.0, True, 60), criticised(1, 1.0, True, 62), criticised(2, 0.0, False, 64)],
+    [1],
+)
+
+
+def asked(group: Group, refinement: Sample) -> tuple[list[int], list[int]]:
+    assert refinement.critique is not None and refinement.parent is not None
+    return [9, refinement.parent], [*refinement.critique.token_ids, 0]
+
+
+@pytest.mark.parametrize(
+    ("sources", "texts"),
+    [
+        (["responses"], [TrainedRow(0, 0, "response")]),
+        (["refinements"], [TrainedRow(0, 3, "refinement")]),
+        (["responses", "refinements"], [TrainedRow(0, 0, "response"), TrainedRow(0, 3, "refinement")]),
+        (["critiques"], [TrainedRow(0, 0, "critique"), TrainedRow(0, 2, "critique")]),
+    ],
+)
+def test_supervised_batches_hold_what_is_right_of_what_is_named(sources: list[str], texts: list[TrainedRow]) -> None:
+    """The second critique says correct of a wrong response; the third, of a refinement that failed, is right."""
+    result = build_rows([CRITICISED], config(**SUPERVISED, trains_on=sources, reduction="token_mean"), 1, LIMIT, asked)
+    (rows,) = result.mini_batches
+    assert result.trained == [texts]
+    assert result.advantages == [[1.0, 0.0, 0.0, 1.0]]
+    for row, text in zip(rows, texts, strict=True):
+        if text.kind == "critique":
+            tokens = [9, text.sample, *CRITICISED.refinements[text.sample].critique.token_ids, 0]
+        else:
+            tokens = [7, 8, *CRITICISED.samples[text.sample].completion.token_ids]
+        assert (row.token_ids, row.prompt_length, row.behaviour_logprobs) == (tokens, 2, [])
+        assert (row.advantage, row.origin) == (1.0, Origin(text.kind.replace("response", "rollout")))
+        assert row.weight == pytest.approx(1 / sum(row.response_length for row in rows))
+
+
+def test_solutions_train_as_the_only_sample_of_their_group() -> None:
+    solved = Group(Prompt("s", "", [3, 4], ""), [sample(Origin.SOLUTION, 1.0, 4, 30)])
+    result = build_rows([solved], config(**SUPERVISED, trains_on=["solutions"]), 1, LIMIT)
+    assert [row.token_ids for row in result.mini_batches[0]] == [[3, 4, 30, 30, 30, 30]]
+    assert result.trained == [[TrainedRow(0, 0, "solution")]]
+
+
+def test_texts_are_named_in_the_order_of_the_rows_and_by_their_place_in_the_step() -> None:
+    result = build_rows(GROUPS, config(), 2, LIMIT)
+    assert result.trained == [
+        [*(TrainedRow(0, index, "response") for index in range(3)), TrainedRow(0, 3, "refinement")],
+        [TrainedRow(2, 0, "response"), TrainedRow(2, 2, "response")],
+    ]
+
+
+def test_a_source_left_out_is_no_part_of_the_denominator_but_of_the_baseline() -> None:
+    result = build_rows([FAILED], config(trains_on=["refinements"], reduction="token_mean"), 1, LIMIT)
+    ((row,),) = result.mini_batches
+    assert (row.advantage, row.weight) == (0.75, pytest.approx(1 / 4))
+
+
+def test_without_a_baseline_what_earns_nothing_is_no_part_of_the_denominator() -> None:
+    result = build_rows(GROUPS, config(advantage={"baseline": "none"}), 1, LIMIT)
+    (rows,) = result.mini_batches
+    assert [(row.token_ids[0], row.advantage) for row in rows] == [(1, 1), (3, 1), (3, 1), (3, 1), (5, 1)]
+    assert {row.weight for row in rows} == {1 / (5 * LIMIT)}
+    assert rows[0].behaviour_logprobs, "it is no supervised learning: the ratio is shaped, and corrected"
+
+
+def test_critiques_without_their_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="critique_tokens"):
+        build_rows([CRITICISED], config(**SUPERVISED, trains_on=["critiques"]), 1, LIMIT)

@@ -91,6 +91,7 @@ def test_resuming_without_a_checkpoint_starts_over(tmp_path: Path) -> None:
         {"evaluation": {"every": 3}},
         {"sync": {"backend": "file"}},
         {"warm_start": {"dp": 1, "cache_dir": "elsewhere"}},
+        {"guard": {"action": "stop", "entropy_below": 0.1}, "train": {"compute_of": "another/run"}},
     ],
     ids=lambda changed: next(iter(changed)),
 )
@@ -113,6 +114,8 @@ def test_how_it_runs_may_change(interrupted: Path, changed: dict[str, Any]) -> N
         ),
         ({"algorithm": {"group_size": 4}, "critic": {"retries": 3}}, ["algorithm.group_size=4", "critic.retries=3"]),
         ({"evaluation": {"samples": 2}}, ["evaluation.samples=2"]),
+        ({"algorithm": {"sample_from": "base"}, "critic": {"noise": 0.5}}, ["algorithm.sample_from", "critic.noise"]),
+        ({"stages": [{"from_step": 5, "algorithm": {"refinements": 0}}]}, ["stages=[{'from_step': 5"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -16,6 +16,10 @@ LINES = [
         "eval.pass_at_1": 0.3,
         "time.step": 1.0,
         "tokens.update": 10,
+        "cost.compute": 7,
+        "cost.update.seconds": 0.5,
+        "ledger.count.wrong.cot": 1,
+        "ledger.fixed.cot": 1.0,
     },
     {
         "step": 3,
@@ -28,6 +32,10 @@ LINES = [
         "time.step": 2.0,
         "tokens.update": 1,
         "reward.mean": 0.4,
+        "cost.compute": 5,
+        "cost.update.seconds": 0.25,
+        "ledger.count.wrong.cot": 3,
+        "ledger.fixed.cot": 1 / 3,
     },
 ]
 
@@ -46,6 +54,10 @@ def test_figures() -> None:
         "seconds.step": 7.0,
         "seconds.update": 2.0,
         "tokens.update": 111,
+        "cost.compute": 12,
+        "cost.update.seconds": 0.75,
+        "ledger.count.wrong.cot": 4,
+        "ledger.fixed.cot": 0.5,
     }
 
 

@@ -124,9 +124,11 @@ def own_problems(folder: Path) -> list[str]:
     for split in ("train", "test"):
         rows = [{"question": f"{i}+{i}", "answer": str(2 * i % 10)} for i in range(8)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "question.jinja").write_text("{{ question }}")
     return [
         f"model.path={folder / 'qwen2'}",
         "task.kind=file",
+        f"task.templates.answer={folder / 'question.jinja'}",
         f"task.train={folder / 'train.jsonl'}",
         f"task.test={folder / 'test.jsonl'}",
         "critic.kind=none",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from megatron_cgrpo.actor.group import GroupUpdate
-from megatron_cgrpo.algorithm.metrics import LOSS_TERMS, MISMATCH, PER_SOURCE
+from megatron_cgrpo.algorithm.metrics import COMPARED, LOSS_TERMS, MISMATCH, PER_SOURCE
 from megatron_cgrpo.rollout.clock import StageClock
 from megatron_cgrpo.trainer.step_metrics import rollout_metrics, time_metrics, token_metrics, update_metrics
 from megatron_cgrpo.types import Completion, Critique, FinishReason, Group, Origin, Prompt, Sample, Verdict
@@ -55,14 +57,23 @@ def test_rollouts() -> None:
         "response.truncated": pytest.approx(1 / 8),
         "refinement.valid": pytest.approx(1 / 3),
         "refinement.questions_refined": pytest.approx(1 / 3),
+        "critique.concluded": 2,
         "critique.false_correct": pytest.approx(1 / 2),
         "critique.false_incorrect": 0,
+        "critique.attempts": 5,  # three critiques were used, and two had no conclusion
+        "critique.unparsable": pytest.approx(2 / 5),
         "critique.dropped.error": 2,
         "critique.dropped.too_long": 1,
         "critique.failed.error": 6,
         "critique.failed.no_conclusion": 2,
         "critique.failed.too_long": 1,
     }
+
+
+def test_reference_solutions_earn_no_reward() -> None:
+    solution = Sample(Origin.SOLUTION, Completion([0], [], STOP, -1), "", Verdict(1.0, ""), 0)
+    metrics = rollout_metrics([Group(PROMPT, [solution])])
+    assert metrics == {"groups.total": 1, "groups.failed": 0, "groups.critiqued": 0, "groups.refined": 0}
 
 
 def test_critiques_are_held_against_the_verifier() -> None:
@@ -72,6 +83,15 @@ def test_critiques_are_held_against_the_verifier() -> None:
     critiqued = Group(PROMPT, initial, [refinement(0, i, verdict) for i, verdict in enumerate(concluded)])
     metrics = rollout_metrics([critiqued])
     assert (metrics["critique.false_correct"], metrics["critique.false_incorrect"]) == (0.25, 0.25)
+
+
+def test_templates_are_no_attempts_of_a_critic() -> None:
+    replaced = replace(refinement(0, 0, False), critique=Critique("indicative_gt", "", [], False, 3, ("truncated",)))
+    group = Group(PROMPT, [sample(0, 1)], [replaced], critique_failures={"truncated": 1, "timeout": 4})
+    metrics = rollout_metrics([group])
+    assert (metrics["critique.attempts"], metrics["critique.unparsable"]) == (1, 1.0)
+    rewarded = replace(group, initial=[replace(sample(0, 1), judged=0.0)], refinements=[])
+    assert rollout_metrics([rewarded])["critique.attempts"] == 2
 
 
 def test_shares_of_nothing_are_left_out() -> None:
@@ -86,7 +106,7 @@ def update(scale: float, rollout: int, refinement: int, norm: float, lr: float) 
     for source, tokens in (("rollout", rollout), ("refinement", refinement)):
         sums[f"tokens.{source}"] = tokens
         sums |= {f"{key}.{source}": scale * tokens for key in PER_SOURCE}
-    sums |= dict.fromkeys(MISMATCH, scale * rollout)
+    sums |= dict.fromkeys(MISMATCH, scale * rollout) | {COMPARED: rollout}
     return GroupUpdate(sums, {"mismatch.max_abs": scale}, norm, lr, rollout + refinement)
 
 

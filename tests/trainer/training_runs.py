@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from megatron_cgrpo.observe.metrics import read_metrics
+from megatron_cgrpo.observe.metrics import is_timing, read_metrics
 
 ROOT = Path(__file__).parents[2]
 STEPS = 4
@@ -102,6 +102,6 @@ class Run:
         """The metrics as bytes, less what may differ between equal runs."""
         lines = []
         for line in read_metrics(self.directory / "metrics.jsonl"):
-            kept = {k: v for k, v in line.items() if not k.startswith(("time.", "throughput."))}
+            kept = {key: value for key, value in line.items() if not is_timing(key)}
             lines.append(json.dumps(kept, sort_keys=True))
         return lines

@@ -1,0 +1,36 @@
+"""How a command is told which recipe to run, and on which weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_cgrpo.config import Recipe, check_inputs, check_recipe, load_recipe, model_shape
+
+RecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, such as examples/sandbox.yaml.", show_default=False)
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings that override the recipe, such as train.steps=10 parallel.tp=1 algorithm.preset=r1_grpo.",
+        show_default=False,
+    ),
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="A checkpoint of a training run. Without it: the model that training would start from."
+    ),
+]
+
+
+def load_checked(recipe: Path, overrides: list[str] | None) -> Recipe:
+    """The recipe with its overrides. Raises ConfigError with everything that is wrong with it."""
+    resolved = load_recipe(recipe, overrides or [])
+    check_inputs(resolved)
+    check_recipe(resolved, model_shape(resolved))
+    return resolved

@@ -1,0 +1,81 @@
+"""Tables of what was learned: by every run and every method, and Pass@k curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from megatron_cgrpo.report.methods import Method, Spread
+from megatron_cgrpo.report.run_files import Run
+from megatron_cgrpo.report.tables import NOTHING, Cell, Table, number, spread, without_empty_columns
+
+PASS_AT_1 = "eval.pass_at_1"
+PASS_AT_8 = "eval.pass_at_8"
+REPAIRED = "eval.misconceptions_repaired"
+
+
+def runs_table(methods: Sequence[Method]) -> Table:
+    """Every run that was named, the unfinished ones too."""
+    rows = [
+        [
+            Cell(str(run.directory)),
+            Cell(method.label),
+            Cell(str(run.seed), run.seed),
+            Cell(run.state),
+            number(_latest(run), 1, 100),
+        ]
+        for method in methods
+        for run in method.runs
+    ]
+    note = "The last score of an unfinished run is shown here, and is in no mean."
+    return Table("runs", "Runs", ["run", "method", "seed", "state", "last Pass@1 (%)"], rows, note)
+
+
+def results_table(methods: Sequence[Method]) -> Table:
+    """Mean ± sample standard deviation over the finished runs of each method, in per cent."""
+    figures: list[tuple[str, Callable[[Run], float | None]]] = []
+    for name, key in (("Pass@1", PASS_AT_1), ("Pass@8", PASS_AT_8)):
+        figures += [
+            (f"base {name}", partial(_of_finished, Run.base, key)),
+            (f"final {name}", partial(_of_finished, Run.final, key)),
+            (f"best {name}", partial(_of_finished, Run.best, key)),
+        ]
+    figures.append(("misconceptions repaired", partial(_of_finished, Run.final, REPAIRED)))
+    rows = [
+        [
+            Cell(method.label),
+            Cell(f"{len(method.finished)} of {len(method.runs)}", len(method.finished)),
+            *(spread(method.spread(figure)) for _, figure in figures),
+            Cell(_by_seed(method) or NOTHING),
+        ]
+        for method in methods
+    ]
+    note = "Per cent of held-out problems: mean ± sample standard deviation over the finished runs."
+    columns = ["method", "runs", *(name for name, _ in figures), "final Pass@1 by seed"]
+    return without_empty_columns(Table("results", "Results", columns, rows, note))
+
+
+def curve_table(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
+    """Pass@k by label, from scores (``pass_at_<k>``) a seed: mean ± sample standard deviation, in per cent."""
+    keys = {key for seeds in curves.values() for scores in seeds for key in scores if key.startswith("pass_at_")}
+    ordered = sorted(keys, key=lambda key: int(key.removeprefix("pass_at_")))
+    rows = []
+    for label, seeds in curves.items():
+        values = [tuple(scores[key] for scores in seeds if key in scores) for key in ordered]
+        rows.append([Cell(label), number(len(seeds)), *(spread(Spread(v) if v else None) for v in values)])
+    columns = ["model", "seeds", *(f"k = {key.removeprefix('pass_at_')}" for key in ordered)]
+    return Table("pass_at_k", "Pass@k", columns, rows, "Unbiased estimates on held-out problems, in per cent.")
+
+
+def _of_finished(figure: Callable[[Run, str], float | None], key: str, run: Run) -> float | None:
+    return figure(run, key) if run.finished else None
+
+
+def _latest(run: Run) -> float | None:
+    found = run.values(PASS_AT_1)
+    return found[-1][1] if found else None
+
+
+def _by_seed(method: Method) -> str:
+    found = [(run.seed, run.final(PASS_AT_1)) for run in method.runs]
+    return ", ".join(f"{seed}: {value:.1%}" for seed, value in found if value is not None)

@@ -1,0 +1,244 @@
+"""The study's plan, how its runner goes on after failures, and a small study from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from study.arms import ARMS
+from study.jobs import Job, MakeModel, PassAtK, Train
+from study.paper import CHOICES, TABLES
+from study.plan import Plan
+from study.runner import Clock, Interrupted, finish, run_jobs
+
+from megatron_cgrpo.config import check_recipe, load_recipe, model_shape
+from megatron_cgrpo.observe.atomic import write_text
+
+ROOT = Path(__file__).parents[2]
+SANDBOX = ROOT / "examples" / "sandbox.yaml"
+STEPS = 6
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return Plan(tmp_path, (0, 1), CHOICES, STEPS)
+
+
+def settings(job: Job) -> list[str]:
+    return [argument for argument in job.command[2:] if "=" in argument and not argument.startswith("-")]
+
+
+@pytest.mark.parametrize("name", sorted(ARMS))
+def test_every_arm_is_a_recipe_that_can_run(plan: Plan, name: str) -> None:
+    [job] = [job for job in plan.jobs() if job.name == f"{name}/seed_1"]
+    recipe = load_recipe(Path(job.command[1]), [s for s in settings(job) if not s.startswith("train.compute_of")])
+    if name != "equal_compute":  # whose other run is not there yet
+        check_recipe(recipe, model_shape(recipe))
+    assert (recipe.seed, recipe.task.seed, recipe.warm_start.seed) == (1, 1, 1)
+    assert recipe.run.dir == str(plan.out / name / "seed_1")
+    assert recipe.train.steps == STEPS * ARMS[name].times_steps
+
+
+def test_no_two_arms_are_the_same_training(plan: Plan) -> None:
+    recipes = {}
+    for job in plan.jobs():
+        if isinstance(job, Train) and job.name.endswith("seed_0"):
+            recipe = load_recipe(SANDBOX, [s for s in settings(job) if not s.startswith("run.dir")])
+            whole = recipe.model_dump(mode="json")
+            whole["algorithm"].pop("preset")
+            recipes[json.dumps(whole, sort_keys=True, default=str)] = job.name
+    assert len(recipes) == len(ARMS)
+
+
+def test_an_arm_of_several_tables_is_trained_once_and_after_what_it_needs(plan: Plan) -> None:
+    names = [job.name for job in plan.jobs()]
+    assert len(names) == len(set(names))
+    for job in plan.jobs():
+        assert all(names.index(need) < names.index(job.name) for need in job.needs), job.name
+    first = [name for name in names if "seed_0" in name]
+    assert names[: len(first)] == first  # a seed is complete before the next begins
+
+
+def test_every_row_has_a_number_for_each_of_the_papers_columns() -> None:
+    for table in TABLES.values():
+        assert all(len(row.paper) == len(table.paper_columns) for row in table.rows), table.name
+
+
+def test_only_what_is_asked_for_is_run(tmp_path: Path) -> None:
+    jobs = Plan(tmp_path, (3,), ("compute",), STEPS).jobs()
+    assert [job.name for job in jobs] == ["r1_drgrpo/seed_3", "critique_grpo/seed_3", "equal_compute/seed_3"]
+    assert jobs[2].needs == ("critique_grpo/seed_3",)
+    assert f"train.compute_of={tmp_path}/critique_grpo/seed_3" in jobs[2].command
+
+
+def test_an_interrupted_run_is_resumed_and_a_finished_one_is_not(tmp_path: Path) -> None:
+    [job, *_] = Plan(tmp_path, (0,), ("compute",), STEPS).jobs()
+    assert not job.started and "--resume" not in job.arguments()
+    write_text(job.path / "config.yaml", "seed: 0\n")
+    assert job.started and not job.finished and job.arguments()[-1] == "--resume"
+    write_text(job.path / "summary.json", "{}")
+    assert job.finished
+
+
+def test_what_a_job_makes_is_put_in_its_place(tmp_path: Path) -> None:
+    model = MakeModel("models/small/seed_0", tmp_path, ("sample",))
+    write_text(MakeModel.cache(model.path) / "misconceptions-0123" / "config.json", "{}")
+    model.collect("")
+    assert (tmp_path / "models/small/seed_0/config.json").is_file() and model.finished
+    scores = PassAtK("pass_at_k/a/seed_0.json", tmp_path, ("eval",))
+    scores.collect('a word before\n{\n  "pass_at_1": 0.5\n}\n')
+    assert json.loads(scores.path.read_text()) == {"pass_at_1": 0.5}
+
+
+@dataclass(frozen=True)
+class Note(Job):
+    """Keeps what the command said."""
+
+    def collect(self, stdout: str) -> None:
+        write_text(self.path, stdout)
+
+
+def test_a_failure_stops_what_needs_it_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = ("validate", str(SANDBOX))
+    jobs = [
+        Note("bad.txt", tmp_path, (*good, "train.steps=none")),
+        Note("needs_bad.txt", tmp_path, good, needs=("bad.txt",)),
+        Note("good.txt", tmp_path, good),
+        Note("needs_good.txt", tmp_path, good, needs=("good.txt",)),
+    ]
+    seen: list[set[str]] = []
+    failures = run_jobs(jobs, STEPS, lambda known: seen.append(set(known)))
+    assert set(failures) == {"bad.txt", "needs_bad.txt"}
+    assert "exit code 2" in failures["bad.txt"] and "train.steps" in failures["bad.txt"]
+    assert failures["needs_bad.txt"] == "it needs bad.txt, which is not finished"
+    assert "valid" in (tmp_path / "needs_good.txt").read_text()
+    assert [len(known) for known in seen] == [1, 2, 2, 2]
+    capsys.readouterr()
+    run_jobs(jobs[2:], STEPS, lambda known: None)
+    assert capsys.readouterr().out == "2 jobs, 2 of them finished\n"
+
+
+def test_time_left_comes_from_jobs_of_the_kind(tmp_path: Path) -> None:
+    clock, train = Clock(steps=10), Train("t", tmp_path, ())
+    guess = clock.left([train])
+    clock.add(train, 100.0)
+    clock.add(train, 300.0)
+    assert clock.left([train, train]) == timedelta(seconds=400) != 2 * guess
+    assert clock.left([PassAtK("p", tmp_path, ())]) > timedelta(0)
+
+
+_SAVES = """
+import signal, sys, time
+def save(number, frame):
+    print("saved", file=open(sys.argv[1], "w"))
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, save)
+print("ready", file=open(sys.argv[2], "w"))
+time.sleep(60)
+"""
+
+
+def test_a_signal_lets_the_job_save(tmp_path: Path) -> None:
+    saved, ready = tmp_path / "saved", tmp_path / "ready"
+    command = [sys.executable, "-c", _SAVES, str(saved), str(ready)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    def stop() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=stop).start()
+    with pytest.raises(Interrupted):
+        finish(process)
+    assert process.returncode == 128 + signal.SIGTERM and saved.read_text() == "saved\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+TINY = [
+    "task.train_problems=32",
+    "task.test_problems=8",
+    "task.min_operations=1",
+    "task.max_operations=2",
+    "warm_start.hidden_size=64",
+    "warm_start.heads=2",
+    "warm_start.kv_heads=2",
+    "warm_start.ffn_size=96",
+    "warm_start.steps=120",
+    "train.prompts_per_step=8",
+    "algorithm.group_size=3",
+]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("small")
+
+
+def run_study(out: Path, steps: int = 2) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / "paper_study.py"), "--out", str(out / "study"), "--seeds", "0"]
+    command += ["--tables", "compute", "--steps", str(steps), "--", *TINY]
+    environment = os.environ | {"MCGRPO_CACHE": str(out / "cache"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        stdout, stderr = process.communicate(timeout=900)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # and not kill, which would leave its run behind
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+@pytest.fixture(scope="module")
+def first(small: Path) -> subprocess.CompletedProcess[str]:
+    """The first of three runs cannot begin: its directory holds something else."""
+    write_text(small / "study" / "r1_drgrpo" / "seed_0" / "something", "else")
+    return run_study(small)
+
+
+def test_a_failing_arm_does_not_stop_the_others(small: Path, first: subprocess.CompletedProcess[str]) -> None:
+    assert first.returncode == 1
+    assert "failed: r1_drgrpo/seed_0: exit code 2" in first.stderr and "holds an earlier run" in first.stderr
+    assert (small / "study" / "critique_grpo" / "seed_0" / "summary.json").is_file()
+    # Its limit is five times as many steps; without refinements a step costs less, but not that much less.
+    summary = json.loads((small / "study" / "equal_compute" / "seed_0" / "summary.json").read_text())
+    assert 1 <= summary["steps"] <= 10
+
+
+def test_the_report_says_so(small: Path, first: subprocess.CompletedProcess[str]) -> None:
+    command = [sys.executable, "-m", "megatron_cgrpo", "report", str(small / "study"), "--out", str(small / "report")]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=120)
+    text = (small / "report" / "report.md").read_text()
+    assert "(R1-DrGRPO): failed: exit code 2" in text
+    rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
+    assert rows["R1-DrGRPO, equal steps"].startswith("| R1-DrGRPO, equal steps | 0 of 1 | –")
+    assert "| C-GRPO, CoT | 1 of 1 | " in text and "GRPO at the compute of C-GRPO, CoT | 1 of 1" in text
+
+
+def test_other_settings_are_refused(small: Path, first: subprocess.CompletedProcess[str]) -> None:
+    result = run_study(small, steps=3)
+    assert result.returncode == 2
+    assert "critique_grpo/seed_0 was started with other settings" in result.stderr
+
+
+def test_it_goes_on_where_it_was_left(small: Path, first: subprocess.CompletedProcess[str]) -> None:
+    kept = (small / "study" / "equal_compute" / "seed_0" / "metrics.jsonl").stat().st_mtime_ns
+    interrupted = small / "study" / "critique_grpo" / "seed_0"
+    (interrupted / "summary.json").unlink()
+    lines = (interrupted / "metrics.jsonl").read_text()
+    result = run_study(small)
+    assert "3 jobs, 1 of them finished" in result.stdout
+    assert [line for line in result.stderr.splitlines() if "critique_grpo/seed_0" in line] == []
+    assert (interrupted / "summary.json").is_file() and (interrupted / "metrics.jsonl").read_text() == lines
+    assert (small / "study" / "equal_compute" / "seed_0" / "metrics.jsonl").stat().st_mtime_ns == kept
+    assert result.returncode == 1 and "failed: r1_drgrpo/seed_0" in result.stderr  # its directory is still not empty

@@ -1,0 +1,99 @@
+"""Real runs: measuring changes nothing, the guard ends a run and lets it go on, and dumps show what trained on what."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_runs import STEPS, Run
+
+from megatron_cgrpo.observe.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def stopped(folder: Path, cache: Path, uninterrupted: Run) -> tuple[Run, str]:
+    """A run whose gradients are measured, and that the guard stops after two steps; with what it said."""
+    guarded = ["guard.action=stop", "guard.entropy_below=99", "guard.patience=2", "observe.gradients_every=1"]
+    run = Run(folder, cache, "guarded", *guarded, "checkpoint.every=0")
+    _, errors = run.process.communicate(timeout=400)
+    assert run.process.returncode == 1, errors[-4000:]
+    return run, errors
+
+
+def groups(run: Run) -> list[dict[str, Any]]:
+    lines = [path.read_text().splitlines() for path in sorted((run.directory / "rollouts").iterdir())]
+    return [json.loads(line) for step in lines for line in step]
+
+
+def test_the_guard_stops_with_a_sentence_and_a_checkpoint(stopped: tuple[Run, str]) -> None:
+    run, errors = stopped
+    assert "guard.entropy_below=99 for 2 steps" in errors and "Traceback" not in errors
+    lines = read_metrics(run.directory / "metrics.jsonl")
+    assert [line.get("guard.entropy") for line in lines] == [None, 1, 2]
+    assert (run.directory / "checkpoints" / "step_000002" / "manifest.json").is_file()
+    assert run.session() == []
+
+
+def test_a_measured_stopped_and_resumed_run_is_the_undisturbed_one(
+    folder: Path, cache: Path, uninterrupted: Run, stopped: tuple[Run, str]
+) -> None:
+    """Bit by bit, but for what was measured."""
+    Run(folder, cache, "guarded", "guard.action=off", "observe.gradients_every=1", "--resume").finish()
+    run, _ = stopped
+    measured = [json.loads(line) for line in run.comparable_metrics()]
+    assert all(line["gradient.rollout"] > 0 for line in measured[1:])
+    kept = [{k: v for k, v in line.items() if not k.startswith(("gradient.", "guard."))} for line in measured]
+    assert [json.dumps(line, sort_keys=True) for line in kept] == uninterrupted.comparable_metrics()
+
+
+def test_no_prompt_that_trains_has_seen_a_critique_or_an_attempt(uninterrupted: Run) -> None:
+    """And what refinements were sampled from has both."""
+    refinements = trained = 0
+    for group in groups(uninterrupted):
+        for refinement in group["refinements"]:
+            attempt = group["responses"][refinement["parent"]]["text"]
+            seen = refinement["prompt"].replace("<pad>", "")  # a model so small samples it; texts leave it out
+            assert f"Attempt: {attempt}\nCritique: {refinement['critique']['text']}\nAnswer: " in seen
+            assert all(refinement["critique"]["text"] not in row["prompt"] for row in group["trained"])
+            refinements += 1
+        for row in group["trained"]:
+            assert row["prompt"] == f"Question: {group['prompt']}\nAnswer: "
+            assert row["advantage"] == group["advantages"][row["sample"]]
+            trained += row["kind"] == "refinement"
+    assert refinements > 0 and trained > 0
+
+
+def test_the_ledger_agrees_with_the_dump(uninterrupted: Run) -> None:
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for group in groups(uninterrupted):
+        by_step.setdefault(group["step"], []).append(group)
+    for line in read_metrics(uninterrupted.directory / "metrics.jsonl")[1:]:
+        dumped = by_step[int(line["step"])]
+        rows = [(group, row) for group in dumped for row in group["trained"]]
+        refined = [(group, row) for group, row in rows if row["kind"] == "refinement"]
+        assert line["cost.update.tokens"] == sum(row["response_tokens"] for _, row in rows)
+        assert line["cost.logprob.tokens"] == 2 * line["cost.update.tokens"]  # the old policy, and the reference
+        assert line["ledger.count.trained_tokens"] == line["tokens.rollout"] + line["tokens.refinement"]
+        assert line.get("ledger.count.refinements", 0) == len(refined)
+        if refined:
+            tokens = sum(row["response_tokens"] for _, row in refined)
+            total = 0.0
+            for group, row in refined:
+                index = group["selected"][row["sample"] - len(group["responses"])]
+                total += group["refinements"][index]["logp_question"] * row["response_tokens"]
+            assert line["ledger.logp_question"] == pytest.approx(total / tokens)
+
+
+def test_the_summary_adds_up_what_the_lines_say(uninterrupted: Run) -> None:
+    lines = read_metrics(uninterrupted.directory / "metrics.jsonl")
+    summary = json.loads((uninterrupted.directory / "summary.json").read_text())
+    assert len(lines) == STEPS + 1
+    for key in ("cost.compute", "cost.rollout.tokens", "cost.update.device_seconds", "ledger.count.wrong.cot"):
+        assert summary[key] == pytest.approx(sum(line.get(key, 0) for line in lines))
+    assert summary["cost.update.device_seconds"] == pytest.approx(2 * summary["seconds.update"])  # tp: 2
+    assert summary["cost.compute"] == sum(
+        summary.get(f"cost.{source}.tokens", 0) * (3 if source == "update" else 1)
+        for source in ("rollout", "critique", "refinement", "logprob", "update")
+    )
