@@ -126,6 +126,7 @@ def _metrics(
         "clip": surrogate.clipped,
         "entropy": entropy,
         "probability": logp.exp(),
+        "nll": -logp,
         "kl": torch.zeros_like(logp) if kl is None else kl,
     }
     sampled = torch.zeros_like(inputs.refined) if inputs.behaviour_logp is None else ~inputs.refined

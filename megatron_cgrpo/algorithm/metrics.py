@@ -10,7 +10,7 @@ from torch import Tensor
 
 LOSS_TERMS = ("loss.total", "loss.policy", "loss.kl", "loss.entropy")
 SOURCES = ("rollout", "refinement")
-PER_SOURCE = ("ratio", "clip", "entropy", "probability", "kl")
+PER_SOURCE = ("ratio", "clip", "entropy", "probability", "nll", "kl")
 MISMATCH = ("mismatch.kl", "mismatch.mean_abs", "mismatch.limited")
 COMPARED = "mismatch.tokens"
 MAXIMA = ("mismatch.max_abs",)
@@ -50,10 +50,11 @@ def reduce_metrics(sums: Mapping[str, float], maxima: Mapping[str, float]) -> di
     """Flat metrics of one update from fully accumulated ``LossMetrics``.
 
     ``loss.*`` and ``tokens.*`` stay sums; ``ratio.rollout_mean``, ``ratio.refinement_mean``, ``clip.<source>`` (share
-    of tokens), ``entropy.<source>`` (nats), ``probability.<source>``, ``kl.<source>`` (zero without a reference
-    model) and ``mismatch.*`` (trainer against engine, rollout tokens; ``limited`` is a share, ``max_abs`` in nats)
-    are means over tokens. A source without tokens has no means: its keys are left out. ``rollout`` is everything that
-    is no refinement; what no engine sampled, or is trained supervised, has no mismatch.
+    of tokens), ``entropy.<source>`` (nats), ``probability.<source>``, ``nll.<source>`` (nats), ``kl.<source>`` (zero
+    without a reference model) and ``mismatch.*`` (trainer against engine, rollout tokens; ``limited`` is a share,
+    ``max_abs`` in nats) are means over tokens. A source without tokens has no means: its keys are left out.
+    ``rollout`` is everything that is no refinement; what no engine sampled, or is trained supervised, has no
+    mismatch.
     """
     result = {key: sums[key] for key in LOSS_TERMS}
     for source in SOURCES:

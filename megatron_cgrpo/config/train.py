@@ -62,9 +62,9 @@ class GuardConfig(Section):
     """
 
     action: Literal["off", "warn", "stop"] = "warn"
-    entropy_below: float | None = Field(None, ge=0, description="nats, entropy.rollout")
+    entropy_below: float | None = Field(1e-3, ge=0, description="nats, entropy.rollout")
     kl_above: float | None = Field(None, gt=0, description="nats, kl.rollout: to the initial policy")
-    mismatch_above: float | None = Field(None, gt=0, description="nats, mismatch.kl: of trainer and engine")
+    mismatch_above: float | None = Field(0.1, gt=0, description="nats, mismatch.kl: of trainer and engine")
     patience: int = Field(3, ge=1)
 
     @model_validator(mode="before")

@@ -185,8 +185,9 @@ class TrainingLoop:
         # After the line, so that a checkpoint never lacks it; its seconds are in the next step's line.
         if last or (recipe.checkpoint.every and step % recipe.checkpoint.every == 0):
             self._save(step)
-        for alarm in self._guard.alarms():
-            logger.warning("step %d: %s", step, alarm)
+        if not last:  # a finished run has its summary written, whatever the guard would say
+            for alarm in self._guard.alarms():
+                logger.warning("step %d: %s", step, alarm)
 
     def _save(self, step: int) -> None:
         with self._timer.phase("checkpoint"):

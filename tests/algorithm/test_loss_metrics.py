@@ -87,6 +87,8 @@ def test_metrics_match_a_loop_over_tokens() -> None:
         "entropy.refinement": mean([entropy[t].item() for t in refined]),
         "probability.rollout": mean([math.exp(lp[t]) for t in rollout]),
         "probability.refinement": mean([math.exp(lp[t]) for t in refined]),
+        "nll.rollout": mean([-lp[t] for t in rollout]),
+        "nll.refinement": mean([-lp[t] for t in refined]),
         "kl.rollout": mean([math.exp(reference[t] - lp[t]) - (reference[t] - lp[t]) - 1 for t in rollout]),
         "kl.refinement": mean([math.exp(reference[t] - lp[t]) - (reference[t] - lp[t]) - 1 for t in refined]),
         "mismatch.kl": mean([math.exp(d) - d - 1 for d in gaps]),

@@ -11,7 +11,8 @@ from megatron_cgrpo.trainer.guard import Collapsed, CollapseGuard
 
 
 def guard(lines: list[dict[str, float]] | None = None, **settings: Any) -> CollapseGuard:
-    return CollapseGuard(GuardConfig.model_validate({"patience": 2, "entropy_below": 0.5} | settings), lines or [])
+    settings = {"patience": 2, "entropy_below": 0.5, "mismatch_above": None} | settings
+    return CollapseGuard(GuardConfig.model_validate(settings), lines or [])
 
 
 def entropies(*values: float) -> list[dict[str, float]]:
