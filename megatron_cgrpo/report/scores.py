@@ -7,6 +7,7 @@ from functools import partial
 
 from megatron_cgrpo.report.methods import Method, Spread
 from megatron_cgrpo.report.run_files import Run
+from megatron_cgrpo.report.series import pass_at_k_points
 from megatron_cgrpo.report.tables import NOTHING, Cell, Table, number, spread, without_empty_columns
 
 PASS_AT_1 = "eval.pass_at_1"
@@ -57,13 +58,13 @@ def results_table(methods: Sequence[Method]) -> Table:
 
 def curve_table(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
     """Pass@k by label, from scores (``pass_at_<k>``) a seed: mean ± sample standard deviation, in per cent."""
-    keys = {key for seeds in curves.values() for scores in seeds for key in scores if key.startswith("pass_at_")}
-    ordered = sorted(keys, key=lambda key: int(key.removeprefix("pass_at_")))
+    found = {label: [pass_at_k_points(scores, "") for scores in seeds] for label, seeds in curves.items()}
+    ks = sorted({k for seeds in found.values() for points in seeds for k in points})
     rows = []
-    for label, seeds in curves.items():
-        values = [tuple(scores[key] for scores in seeds if key in scores) for key in ordered]
+    for label, seeds in found.items():
+        values = [tuple(points[k] for points in seeds if k in points) for k in ks]
         rows.append([Cell(label), number(len(seeds)), *(spread(Spread(v) if v else None) for v in values)])
-    columns = ["model", "seeds", *(f"k = {key.removeprefix('pass_at_')}" for key in ordered)]
+    columns = ["model", "seeds", *(f"k = {k:g}" for k in ks)]
     return Table("pass_at_k", "Pass@k", columns, rows, "Unbiased estimates on held-out problems, in per cent.")
 
 

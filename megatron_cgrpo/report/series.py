@@ -93,13 +93,13 @@ def _points(run: Run, key: str) -> Points:
 
 def _base(runs: Sequence[Run], colour: int) -> list[Series]:
     """One base model a seed, whatever was trained from it."""
-    by_seed = {run.seed: _pass_at_k(run.lines[0], "eval.") for run in runs if run.lines[0]["step"] == 0}
+    by_seed = {run.seed: pass_at_k_points(run.lines[0], "eval.") for run in runs if run.lines[0]["step"] == 0}
     found = [points for points in by_seed.values() if points]
     return [_line("base", found, colour, highest=1.0)] if found else []
 
 
 def _final_pass_at_k(run: Run) -> Points:
-    return _pass_at_k(run.lines[-1], "eval.")
+    return pass_at_k_points(run.lines[-1], "eval.")
 
 
 def curve_figure(name: str, title: str, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure | None:
@@ -107,12 +107,13 @@ def curve_figure(name: str, title: str, curves: Mapping[str, Sequence[Mapping[st
     series = [
         _line(label, found, colour, highest=1.0)
         for colour, (label, seeds) in enumerate(curves.items())
-        if (found := [points for scores in seeds if (points := _pass_at_k(scores, ""))]) and _shared(found)
+        if (found := [points for scores in seeds if (points := pass_at_k_points(scores, ""))]) and _shared(found)
     ]
     return Figure(name, title, "k", "Pass@k", series, log_x=True) if series else None
 
 
-def _pass_at_k(scores: Mapping[str, float], prefix: str) -> Points:
+def pass_at_k_points(scores: Mapping[str, float], prefix: str) -> Points:
+    """By k; scores of parts of the problems (``pass_at_1_…``) are none of them."""
     start = prefix + PASS_AT
     return {
         float(key.removeprefix(start)): float(value)
