@@ -4,9 +4,10 @@
     python tools/paper_study.py --out runs/study --tables 2 6 --dry-run  # what would be done
     mcgrpo report runs/study --out runs/study/report
 
-Finished jobs are kept, interrupted runs are resumed, and a job that fails does not stop the others: it is named at the
-end, with exit code 1. Ctrl-C saves the run at hand. A seed has its own misconceptions, base models and prompts, which
-all its arms share; an arm that several tables need is trained once.
+Where a run is given one engine and one rank (`-- rollout.engines=1 parallel.tp=1`), two at once (`--at-once 2`) use two
+cores better. Finished jobs are kept, interrupted runs are resumed, and a job that fails does not stop the others: it is
+named at the end, with exit code 1. Ctrl-C saves what runs. A seed has its own misconceptions, base models and
+prompts, which all its arms share; an arm that several tables need is trained once.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def main() -> int:
         overrides=tuple(options.overrides),
     )
     if options.dry_run:
-        return _describe(plan)
+        return _describe(plan, options.at_once)
     try:
-        failures = _study(plan)
+        failures = _study(plan, options.at_once)
     except ConfigError as error:
         print("\n".join(f"error {problem}" for problem in error.problems), file=sys.stderr)
         return 2
@@ -58,25 +59,28 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tables", nargs="+", choices=CHOICES, default=list(CHOICES))
     parser.add_argument("--steps", type=int, default=40, help="of training, each run")
+    parser.add_argument("--at-once", type=int, default=1, help="jobs that run side by side")
     parser.add_argument("--dry-run", action="store_true", help="print the jobs and their commands")
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE for every job, after --")
     options = parser.parse_args()
+    if options.at_once < 1:
+        parser.error(f"--at-once {options.at_once}: at least one job has to run")
     if options.steps < 2:
         parser.error(f"--steps {options.steps}: two stages need at least 2")
     return options
 
 
-def _describe(plan: Plan) -> int:
+def _describe(plan: Plan, at_once: int) -> int:
     jobs = plan.jobs()
     for job in jobs:
         state = "finished" if job.finished else "to be resumed" if job.started else "to do"
         print(f"{job.name}: {state}\n    {shell(job)}")
     waiting = [job for job in jobs if not job.finished]
-    print(f"{len(jobs)} jobs, {len(waiting)} to do, about {Clock(plan.steps).left(waiting)} on two idle cores")
+    print(f"{len(jobs)} jobs, {len(waiting)} to do, about {Clock(plan.steps, at_once).left(waiting)} on two idle cores")
     return 0
 
 
-def _study(plan: Plan) -> dict[str, str]:
+def _study(plan: Plan, at_once: int) -> dict[str, str]:
     _check_unchanged(plan)
     command = shlex.join(["python", *sys.argv])
 
@@ -86,7 +90,7 @@ def _study(plan: Plan) -> dict[str, str]:
     record({})
     for arm, details in plan.study(command, {}).arms.items():
         write_text(plan.out / arm / "label", details.label + "\n")
-    return run_jobs(plan.jobs(), plan.steps, record)
+    return run_jobs(plan.jobs(), plan.steps, record, at_once)
 
 
 def _check_unchanged(plan: Plan) -> None:

@@ -18,7 +18,7 @@ from study.arms import ARMS
 from study.jobs import Job, MakeModel, PassAtK, Train
 from study.paper import CHOICES, TABLES
 from study.plan import Plan
-from study.runner import Clock, Interrupted, finish, run_jobs
+from study.runner import Clock, Interrupted, run_jobs
 
 from megatron_cgrpo.config import check_recipe, load_recipe, model_shape
 from megatron_cgrpo.observe.atomic import write_text
@@ -147,21 +147,32 @@ time.sleep(60)
 """
 
 
-def test_a_signal_lets_the_job_save(tmp_path: Path) -> None:
-    saved, ready = tmp_path / "saved", tmp_path / "ready"
-    command = [sys.executable, "-c", _SAVES, str(saved), str(ready)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+@dataclass(frozen=True)
+class Script(Job):
+    """Runs a program of its own in place of a command."""
+
+    def arguments(self) -> tuple[str, ...]:
+        return self.command
+
+
+def test_jobs_run_side_by_side_and_save_on_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("first", "second")
+    python = tmp_path / "python"  # takes the place of `python -m megatron_cgrpo`
+    python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -c "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    jobs = [Script(n, tmp_path, (_SAVES, str(tmp_path / f"{n}.saved"), str(tmp_path / f"{n}.ready"))) for n in names]
 
     def stop() -> None:
-        while not ready.exists():
+        while not all((tmp_path / f"{name}.ready").exists() for name in names):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=stop).start()
     with pytest.raises(Interrupted):
-        finish(process)
-    assert process.returncode == 128 + signal.SIGTERM and saved.read_text() == "saved\n"
+        run_jobs(jobs, STEPS, lambda known: None, at_once=2)
+    assert [(tmp_path / f"{name}.saved").read_text() for name in names] == ["saved\n", "saved\n"]
     assert signal.getsignal(signal.SIGTERM) == before
 
 
