@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from megatron_cgrpo.command import log_progress, readable_errors
+from megatron_cgrpo.console import log_progress, readable_errors
 
 if TYPE_CHECKING:
     from checkpoints_convert.result import Result

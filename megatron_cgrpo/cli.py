@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from checkpoints_convert.cli import convert_app
-from megatron_cgrpo.command import log_progress, readable_errors
 from megatron_cgrpo.commands.analyse import analyse
 from megatron_cgrpo.commands.evaluate import evaluate
 from megatron_cgrpo.commands.preview import preview
 from megatron_cgrpo.commands.recipe import CheckpointOption, OverridesArgument, RecipeArgument, load_checked
 from megatron_cgrpo.commands.report import report
 from megatron_cgrpo.commands.rescue import rescue
+from megatron_cgrpo.commands.score import score
 from megatron_cgrpo.config import check_run_dir, dump_recipe
+from megatron_cgrpo.console import log_progress, readable_errors
 
 app = typer.Typer(
     name="mcgrpo",
@@ -35,6 +32,7 @@ app.command()(preview)
 app.command()(report)
 app.command()(rescue)
 app.command()(analyse)
+app.command()(score)
 
 
 @app.command()
@@ -93,7 +91,7 @@ def sample(
     Example: mcgrpo sample examples/sandbox.yaml --question "7*8-9+4" -n 2
     """
     with readable_errors():
-        resolved = load_checked(recipe, overrides)
+        resolved = load_checked(recipe, overrides, answers_only=True)
         log_progress()
         from megatron_cgrpo.trainer.serve import sample as sample_recipe
 
@@ -102,39 +100,3 @@ def sample(
     for answer in group.initial:
         verdict = f"[{answer.verdict.cause}] " if group.prompt.answer else ""
         typer.echo(f"  {verdict}{answer.text}")
-
-
-@app.command()
-def score(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE.jsonl", help='Rows {"response": …, "answer": …}.', show_default=False)
-    ],
-    domain: Annotated[str, typer.Option(metavar="NAME", help="math, choice, exact or code.")],
-    workers: Annotated[int, typer.Option(min=1, help="Answers or programs checked at once.")] = 2,
-    weak_sandbox: Annotated[
-        bool, typer.Option("--allow-weak-sandbox", help="Run code where the kernel cannot confine it fully.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
-    """Score responses against their answers; FILE.scored.jsonl gets the rows in order, with reward and cause.
-
-    The domain code runs programs in a sandbox, against tests: {"asserts": ["assert f(2) == 4"]} or
-    {"streams": [{"input": "2", "output": "4"}]}.
-
-    Example: mcgrpo score answers.jsonl --domain math
-    """
-    with readable_errors():
-        log_progress()
-        from megatron_cgrpo.rewards.domains import make_verifier
-        from megatron_cgrpo.rewards.score import score_file
-
-        with make_verifier(domain, workers=workers, allow_weak_sandbox=weak_sandbox) as verifier:
-            summary = score_file(file, verifier)
-    if as_json:
-        typer.echo(json.dumps(summary.as_json(), indent=2))
-        return
-    table = Table("", "rows")
-    for name in ("rows", "correct", "wrong", "unparsable", "truncated", "timed_out", "errors"):
-        table.add_row(name.replace("_", " "), str(summary.as_json()[name]))
-    Console().print(table)
-    typer.echo(f"accuracy {summary.accuracy:.4f}; rows with reward and cause: {summary.output}")

@@ -42,6 +42,9 @@ class Prompt:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+TEMPLATES = ("indicative", "indicative_gt")
+"""Kinds of critique that state the verifier's verdict: nobody came to a conclusion of its own."""
+
 NOT_TRAINED = -1
 """The weight version of a model that is served as it is, and of a reference solution, which no model wrote."""
 
@@ -62,7 +65,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verifier's judgement. ``cause`` says why a response is wrong (``wrong``, ``no_answer``, ``truncated``, ...)."""
+    """A verifier's judgement.
+
+    ``cause`` says why a response is wrong (``wrong``, ``no_answer``, ``truncated``, ...), or ``error:<kind>`` where it
+    was the verifier that failed: then ``reward`` says nothing.
+    """
 
     reward: float
     cause: str
@@ -71,14 +78,19 @@ class Verdict:
     def correct(self) -> bool:
         return self.reward > 0
 
+    @property
+    def failed(self) -> bool:
+        """The verifier failed, not the response."""
+        return self.cause.startswith("error:")
+
 
 @dataclass(frozen=True)
 class Critique:
     """Language feedback on one response.
 
     ``concludes_correct`` is the critic's own verdict, None where it gives none that can be parsed.
-    ``generated_tokens`` is what it cost to write, failed attempts included (0 for templates and programs).
-    ``failures`` lists the causes of the attempts that failed before this one.
+    ``prompt_tokens`` and ``generated_tokens`` are what it cost to write, failed attempts included (0 for templates and
+    programs). ``failures`` lists the causes of the attempts that failed before this one.
     """
 
     kind: str
@@ -87,6 +99,12 @@ class Critique:
     concludes_correct: bool | None
     generated_tokens: int = 0
     failures: tuple[str, ...] = ()
+    prompt_tokens: int = 0
+
+    @property
+    def stands_in(self) -> bool:
+        """A template, in the place of a critique that failed."""
+        return bool(self.failures) and self.kind in TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -109,8 +127,13 @@ class Sample:
 
     @property
     def reward(self) -> float:
-        """What trains."""
+        """What trains, unless ``unjudged``."""
         return self.verdict.reward if self.judged is None else self.judged
+
+    @property
+    def unjudged(self) -> bool:
+        """Neither a verifier nor a critic said what it is worth: it trains nothing, and counts in no baseline."""
+        return self.judged is None and self.verdict.failed
 
 
 @dataclass(frozen=True)
@@ -120,7 +143,8 @@ class Group:
     ``samples`` may train: the initial responses, then the selected refinements; ``algorithm.trains_on`` says which do.
     Where reference solutions train, one of them is the only initial response. ``refinements`` are all that were
     generated, selected or not. ``dropped_critiques`` counts responses that got no usable critique by the final cause,
-    ``critique_failures`` every failed attempt by its cause, whatever became of the response.
+    ``critique_failures`` every failed attempt by its cause, whatever became of the response, and ``stand_ins`` the
+    templates that told or rewarded in the place of a critique that failed.
     """
 
     prompt: Prompt
@@ -129,6 +153,7 @@ class Group:
     selected: list[int] = field(default_factory=list)
     dropped_critiques: dict[str, int] = field(default_factory=dict)
     critique_failures: dict[str, int] = field(default_factory=dict)
+    stand_ins: int = 0
 
     @property
     def samples(self) -> list[Sample]:
@@ -136,13 +161,24 @@ class Group:
 
     @property
     def failed(self) -> bool:
-        """No initial response is correct."""
-        return not any(s.verdict.correct for s in self.initial)
+        """No initial response is correct, of those that the verifier could judge."""
+        judged = [sample.verdict for sample in self.initial if not sample.verdict.failed]
+        return bool(judged) and not any(verdict.correct for verdict in judged)
 
     @property
     def triggered(self) -> bool:
         """The group was critiqued."""
         return bool(self.refinements) or bool(self.dropped_critiques)
+
+    def attempt(self, refinement: Sample) -> Sample:
+        """The initial response that ``refinement`` refines."""
+        assert refinement.parent is not None, "a refinement has a parent"
+        return self.initial[refinement.parent]
+
+    def had_to_fix(self, refinement: Sample) -> bool:
+        """The response was wrong: only then does a right refinement correct anything, or leak an answer."""
+        verdict = self.attempt(refinement).verdict
+        return not verdict.correct and not verdict.failed
 
 
 @dataclass(frozen=True)

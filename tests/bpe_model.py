@@ -43,10 +43,10 @@ def write_tokenizer(directory: Path, chat_template: str | None = CHAT) -> Path:
     return directory
 
 
-def write_model(directory: Path, max_positions: int = 4096) -> Path:
+def write_model(directory: Path, max_positions: int = 4096, seed: int = 0) -> Path:
     tokenizer = write_tokenizer(directory / "tokenizer")
     shape = ModelShape(QWEN3, 1, 2, 2, 32, 64, 64, vocab=400, max_positions=max_positions, tied_embeddings=True)
-    weights = RandomWeights(shape, seed=0)
+    weights = RandomWeights(shape, seed)
     tensors = ((name, weights.read(name)) for name in hf_shapes(shape))
     write_hf_directory(directory / "model", tensors, hf_shapes(shape), torch.float32, hf_config(shape, 1, 0), tokenizer)
     return directory / "model"

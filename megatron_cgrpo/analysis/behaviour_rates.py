@@ -11,6 +11,10 @@ from megatron_cgrpo.analysis.dumps import Line, is_correct
 from megatron_cgrpo.analysis.step_ranges import StepRanges
 
 REFINEMENT = "refinement"
+_NAMES = {name: frozenset({name}) for name in BEHAVIOURS} | {
+    "planning": frozenset(PLANNING),
+    "reflection": frozenset(REFLECTION),
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class ResponseSample:
         name = f"range_{self._ranges.of(group['step'])}"
         for response in group["responses"]:
             correct = "correct" if is_correct(response) else "incorrect"
-            self._offer(f"{name}", Response(group["prompt"], response["text"], (name, correct)))
+            self._offer(name, Response(group["prompt"], response["text"], (name, correct)))
         for refinement in group["refinements"]:
             self._offer(f"{name} {REFINEMENT}", Response(group["prompt"], refinement["text"], (REFINEMENT,)))
 
@@ -81,9 +85,3 @@ def shares(prefix: str, found: Iterable[tuple[Response, frozenset[str]]]) -> dic
         for name, kinds in _NAMES.items():
             figures[f"{prefix}.{name}{suffix}"] = sum(bool(one & kinds) for one in members) / len(members)
     return figures
-
-
-_NAMES = {name: frozenset({name}) for name in BEHAVIOURS} | {
-    "planning": frozenset(PLANNING),
-    "reflection": frozenset(REFLECTION),
-}

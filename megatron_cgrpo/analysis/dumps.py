@@ -43,6 +43,11 @@ def is_correct(sample: Line) -> bool:
     return bool(sample["cause"] == "correct")
 
 
+def is_unverified(sample: Line) -> bool:
+    """The verifier failed on it."""
+    return str(sample["cause"]).startswith("error:")
+
+
 def share(part: float, whole: float) -> dict[str, float]:
     """``{"share": part / whole}``, or nothing where there is no whole: a figure without data has no key."""
     return {"share": part / whole} if whole else {}

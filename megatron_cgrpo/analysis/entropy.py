@@ -8,11 +8,11 @@ from statistics import mean
 from megatron_cgrpo.analysis.step_ranges import StepRanges
 from megatron_cgrpo.observe.metrics import Metrics
 
-SOURCES = ("rollout", "refinement")
+SOURCES = ("initial", "refined")
 
 
 def entropy_figures(steps: Sequence[Metrics], ranges: StepRanges) -> dict[str, float]:
-    """``entropy.<source>.*`` in nats per trained token: ``first``, ``last``, ``lowest``, and the mean of each range."""
+    """``entropy.<source>.*`` in nats per sampled token: ``first``, ``last``, ``lowest``, and the mean of each range."""
     figures: dict[str, float] = {}
     for source in SOURCES:
         key = f"entropy.{source}"

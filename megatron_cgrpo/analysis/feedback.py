@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
-from megatron_cgrpo.analysis.dumps import Line, is_correct, keyed, share
+from megatron_cgrpo.analysis.dumps import Line, is_correct, is_unverified, keyed, share
+from megatron_cgrpo.types import TEMPLATES
 
 
 class Feedback:
     """Counts over groups: ``critique.<kind>.*``, ``fix.<kind>.*``, ``leak.<kind>.*`` and ``failure.<cause>``.
 
-    A leak is a correct refinement whose answer stood in the critique while its own steps do not lead there; files
-    without that judgement give no ``leak.*``.
+    Templates state the verifier's verdict, and are held against nothing. Fixes and leaks are counted as the ledger of
+    training does, over refinements of wrong responses. A leak is a correct one whose answer stood in the critique while
+    its own steps do not lead there; files without that judgement give no ``leak.*``.
     """
 
     def __init__(self) -> None:
@@ -28,9 +30,11 @@ class Feedback:
             if critique is None:
                 continue
             kind, attempt = critique["kind"], group["responses"][refinement["parent"]]
+            if is_unverified(attempt):
+                continue  # nobody knows whether there was anything to find, or to fix
             self._judge(kind, critique["concludes_correct"], is_correct(attempt))
-            if is_correct(attempt):
-                continue  # there was nothing to fix
+            if is_correct(attempt) or is_unverified(refinement):
+                continue  # there was nothing to fix, or nobody knows whether it was
             fixed = is_correct(refinement)
             rescued[kind] = rescued.get(kind, False) or fixed
             self._fixes.setdefault(kind, Counter()).update(refinements=1, valid=fixed)
@@ -45,7 +49,7 @@ class Feedback:
     def _judge(self, kind: str, concludes_correct: bool | None, correct: bool) -> None:
         counts = self._critiques.setdefault(kind, Counter())
         counts.update(critiques=1)
-        if concludes_correct is not None:
+        if concludes_correct is not None and kind not in TEMPLATES:
             counts.update(
                 concluded=1,
                 false_correct=concludes_correct and not correct,

@@ -1,8 +1,7 @@
 """Pass@k without bias."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import comb
-from statistics import fmean
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -20,7 +19,18 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return (draws - comb(samples - correct, k)) / draws
 
 
-def mean_pass_at_k(correct: Sequence[int], samples: int) -> dict[str, float]:
-    """``pass_at_<k>`` for the powers of two up to ``samples``, over problems with ``correct`` right answers each."""
-    powers = [1 << power for power in range(samples.bit_length())]
-    return {f"pass_at_{k}": fmean(pass_at_k(samples, c, k) for c in correct) for k in powers}
+def mean_pass_at_k(counts: Sequence[tuple[int, int]]) -> dict[int, float]:
+    """By k, for the powers of two up to the fewest answers that a problem has: the mean over problems.
+
+    ``counts`` are (answers, right ones among them), one pair a problem; there is at least one.
+    """
+    fewest = min(samples for samples, _ in counts)
+    powers = [1 << power for power in range(fewest.bit_length())]
+    return {k: sum(pass_at_k(samples, correct, k) for samples, correct in counts) / len(counts) for k in powers}
+
+
+def read_pass_at_k(scores: Mapping[str, float], prefix: str = "") -> dict[int, float]:
+    """By k, what ``scores`` have as ``<prefix>pass_at_<k>``; parts of the problems (``pass_at_1_…``) are left out."""
+    start = f"{prefix}pass_at_"
+    named = {key.removeprefix(start): value for key, value in scores.items() if key.startswith(start)}
+    return {int(k): float(value) for k, value in named.items() if k.isdigit()}

@@ -11,11 +11,15 @@ from matplotlib.figure import Figure
 
 from megatron_cgrpo.observe.metrics import Metrics, read_metrics
 
-ENTROPY = {"entropy.rollout": "initial responses", "entropy.refinement": "refinements"}
+ENTROPY = {
+    "entropy.initial": "all initial responses",
+    "entropy.refined": "all refinements, under their critique",
+}
 LIKELIHOOD = {
     "ledger.logp_critique": "refinements as sampled, under the critique",
     "ledger.logp_question": "the same given the question alone",
 }
+_DECADE = "ledger.p.le_"
 GRADIENTS = {"gradient.rollout": "initial responses", "gradient.refinement": "refinements"}
 PHASES: tuple[str, ...] = ("generate", "verify", "critique", "refine")
 PHASES += ("logprob", "measure", "update", "sync", "record", "checkpoint", "evaluate", "idle")
@@ -101,9 +105,9 @@ def _probabilities(axes: Axes, steps: Sequence[Metrics]) -> bool:
     counted = [metrics for metrics in steps if "ledger.count.tokens" in metrics]
     if not counted:
         return False
-    decades = sorted((key for key in counted[0] if key.startswith("ledger.p.")), key=lambda key: float(key[12:]))
-    shares = [[metrics[key] for metrics in counted] for key in decades]
-    labels = [f"p ≤ {key[12:]}" for key in decades]
+    decades = sorted((key.removeprefix(_DECADE) for key in counted[0] if key.startswith(_DECADE)), key=float)
+    shares = [[metrics[f"{_DECADE}{decade}"] for metrics in counted] for decade in decades]
+    labels = [f"p ≤ {decade}" for decade in decades]
     axes.stackplot([int(metrics["step"]) for metrics in counted], shares, labels=labels)
     axes.set_ylim(0, 1)
     return True

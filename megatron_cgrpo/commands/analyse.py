@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from megatron_cgrpo.command import log_progress, readable_errors
 from megatron_cgrpo.config import ConfigError
 from megatron_cgrpo.config.critic import ApiConfig
+from megatron_cgrpo.console import log_progress, readable_errors
 from megatron_cgrpo.observe.atomic import write_json, write_text
 
 if TYPE_CHECKING:
@@ -66,8 +67,6 @@ def _server(url: str | None, model: str | None, key_env: str | None) -> ApiConfi
         return None
     if url is None or model is None:
         raise ConfigError("--judge-url and --judge-model belong together: give both, or neither")
-    import os
-
     if key_env is not None and not os.environ.get(key_env):
         raise ConfigError(f"--judge-key-env {key_env}: this variable is not set: export it with the server's key")
     return ApiConfig(base_url=url, model=model, api_key_env=key_env)
@@ -86,7 +85,7 @@ def _analyse(run: Path, ranges: int, responses: int, server: ApiConfig | None, j
 
 
 def _plot(directory: Path, runs: list[Path]) -> None:
-    from megatron_cgrpo.analysis.curves import plot_entropy, plot_pass_at_k
+    from megatron_cgrpo.analysis.curve_plots import plot_entropy, plot_pass_at_k
 
     try:
         plot_pass_at_k(directory / "pass_at_k.png", runs)
@@ -96,15 +95,13 @@ def _plot(directory: Path, runs: list[Path]) -> None:
 
 
 def _judge(responses: list[Response], server: ApiConfig, most: int) -> dict[str, float]:
-    import os
     from random import Random
 
     from megatron_cgrpo.critique.chat_client import ChatClient
     from megatron_cgrpo.evaluation.judge import BehaviourJudge, judge_figures
 
     chosen = Random("judged").sample(responses, min(most, len(responses)))
-    key = None if server.api_key_env is None else os.environ[server.api_key_env]
-    judge = BehaviourJudge(ChatClient(server, key), JUDGED_TOKENS)
+    judge = BehaviourJudge(ChatClient.with_key_of_environment(server), JUDGED_TOKENS)
     return judge_figures(chosen, asyncio.run(judge.judge(chosen)))
 
 

@@ -11,9 +11,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from megatron_cgrpo.command import log_progress, readable_errors
 from megatron_cgrpo.commands.recipe import CheckpointOption, OverridesArgument, RecipeArgument, load_checked
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.console import log_progress, readable_errors
 
 if TYPE_CHECKING:
     from megatron_cgrpo.evaluation.real_data import FileScores
@@ -26,7 +26,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="Score on this problem file (.parquet, .jsonl) instead.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", min=1, help="Answers a problem. Without it: evaluation.final_samples.")
+        int | None, typer.Option(min=1, help="Answers a problem. Without it: evaluation.final_samples.")
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Problems of each data set in the file. Without it: all.")
@@ -50,12 +50,14 @@ def evaluate(
     Example: mcgrpo eval examples/sandbox.yaml --checkpoint runs/sandbox/checkpoints/step_000080
     """
     with readable_errors():
-        if (data is None or self_critique) and (limit is not None or out is not None):
-            raise ConfigError("--limit and --out belong to plain answers to --data FILE: leave them out")
-        if self_critique and (limit is not None or out is not None):
-            raise ConfigError("--limit and --out keep plain answers: leave them out, and set evaluation.prompts=N")
+        if limit is not None or out is not None:
+            if self_critique:
+                raise ConfigError("--limit and --out keep plain answers: leave them out, and set evaluation.prompts=N")
+            if data is None:
+                raise ConfigError("--limit and --out belong to --data FILE: leave them out")
         chosen = [] if samples is None else [f"evaluation.final_samples={samples}"]
-        resolved = load_checked(recipe, [*(overrides or []), *chosen, *_task(data)])
+        settings = [*(overrides or []), *chosen, *_task(data)]
+        resolved = load_checked(recipe, settings, answers_only=not self_critique)
         log_progress()
         from megatron_cgrpo.trainer import criticised, serve
 

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from megatron_cgrpo.command import readable_errors
 from megatron_cgrpo.commands.recipe import OverridesArgument, RecipeArgument
 from megatron_cgrpo.config import load_recipe
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.console import readable_errors
 from megatron_cgrpo.data.tokenizer import Tokenizer
-from megatron_cgrpo.tasks.base import Task
+from megatron_cgrpo.tasks.base import Split, Task
 from megatron_cgrpo.tasks.build import build_task, task_tokenizer
 from megatron_cgrpo.types import Prompt
 
@@ -56,13 +56,15 @@ def preview(
 
 
 def _find(task: Task, identity: str | None) -> Prompt:
-    prompts = [*task.prompts("train"), *task.prompts("test")]
+    """Of the training set first. A problem that is in both files counts once."""
+    splits: tuple[Split, ...] = ("test", "train")
+    first = task.prompts("train")[0]
     if identity is None:
-        return prompts[0]
-    for prompt in prompts:
-        if prompt.id == identity:
-            return prompt
-    raise ConfigError(f"--id={identity}: there is no such problem among {len(prompts)}, such as {prompts[0].id}")
+        return first
+    prompts = {prompt.id: prompt for split in splits for prompt in task.prompts(split)}
+    if identity not in prompts:
+        raise ConfigError(f"--id={identity}: there is no such problem among {len(prompts)}, such as {first.id}")
+    return prompts[identity]
 
 
 def _prompts(task: Task, prompt: Prompt, recipe: Recipe) -> Iterator[tuple[str, list[int]]]:

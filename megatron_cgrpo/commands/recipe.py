@@ -28,9 +28,12 @@ CheckpointOption = Annotated[
 ]
 
 
-def load_checked(recipe: Path, overrides: list[str] | None) -> Recipe:
-    """The recipe with its overrides. Raises ConfigError with everything that is wrong with it."""
+def load_checked(recipe: Path, overrides: list[str] | None, *, answers_only: bool = False) -> Recipe:
+    """The recipe with its overrides. Raises ConfigError with everything that is wrong with it.
+
+    A command that only asks for answers needs no critic that fits: ``answers_only``.
+    """
     resolved = load_recipe(recipe, overrides or [])
     check_inputs(resolved)
-    check_recipe(resolved, model_shape(resolved))
+    check_recipe(resolved, model_shape(resolved), answers_only=answers_only)
     return resolved

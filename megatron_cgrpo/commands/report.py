@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_cgrpo.command import readable_errors
+from megatron_cgrpo.console import readable_errors
 
 
 def report(

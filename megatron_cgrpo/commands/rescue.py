@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from megatron_cgrpo.command import log_progress, readable_errors
 from megatron_cgrpo.commands.recipe import CheckpointOption, OverridesArgument, RecipeArgument, load_checked
 from megatron_cgrpo.config import ConfigError
 from megatron_cgrpo.config.critic import CriticKind
+from megatron_cgrpo.console import log_progress, readable_errors
 from megatron_cgrpo.observe.atomic import write_json
 
 KINDS: tuple[CriticKind, ...] = tuple(kind for kind in get_args(CriticKind) if kind != "none")
@@ -57,6 +57,9 @@ def rescue(
         typer.echo(json.dumps(result, indent=2, sort_keys=True))
     else:
         Console().print(_table(result))
+        if "critique.api.cost" in result:
+            requests, cost = result["critique.api.requests"], result["critique.api.cost"]
+            typer.echo(f"the critics' server was asked {requests} times, which cost {cost:.4g}")
 
 
 def _kinds(text: str) -> list[CriticKind]:
@@ -87,7 +90,7 @@ def _table(result: dict[str, Any]) -> Table:
     for kind, counts in result["kinds"].items():
         table.add_row(
             kind,
-            _portion(counts["valid"], counts["refinements"]),
+            _portion(counts["valid"], counts["attempts"]),
             _portion(counts["supported"], counts["valid"]),
             _portion(counts["questions_refined"], result["failed"]),
             str(sum(counts["dropped"].values())),

@@ -1,8 +1,8 @@
 """The objective: group, advantages, ratios, regularisers and reduction (docs/architecture.md has the formulas)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from megatron_cgrpo.config.section import Section
 
@@ -11,6 +11,11 @@ RefinementRatio = Literal["shaped", "importance", "on_policy"]
 KLEstimator = Literal["k1", "k2", "k3"]
 CorrectionMode = Literal["none", "token_truncate", "token_mask", "sequence_mask"]
 TrainSource = Literal["responses", "refinements", "critiques", "solutions"]
+
+
+def preset_file(name: str) -> str:
+    """The name of a preset's file, for a name that may be written with dashes."""
+    return name.replace("-", "_")
 
 
 class AdvantageConfig(Section):
@@ -68,10 +73,10 @@ class AlgorithmConfig(Section):
     base`` samples everything that trains from the frozen initial policy: the data are offline.
     """
 
-    preset: str = "critique_grpo"
+    preset: Annotated[str, AfterValidator(preset_file)] = "critique_grpo"
     group_size: int = Field(7, ge=2, description="initial responses a prompt (n)")
     refinements: int = Field(1, ge=0, description="refined responses a triggered group trains on (k)")
-    selection: Literal["correct_first", "random", "none"] = "correct_first"
+    selection: Literal["correct_first", "first_correct", "random", "none"] = "correct_first"
     trains_on: tuple[TrainSource, ...] = Field(("responses", "refinements"), min_length=1)
     sample_from: Literal["policy", "base"] = "policy"
     advantage: AdvantageConfig = AdvantageConfig()

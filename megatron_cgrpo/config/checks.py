@@ -23,10 +23,14 @@ from megatron_cgrpo.config.tensor_parallel import engine_layout_problems, tensor
 _BUCKET_PADDING = 128  # elements, in Megatron's gradient buffers
 
 
-def check_recipe(recipe: Recipe, model: ModelShape | None) -> None:
-    """Raises ConfigError listing every problem; ``model=None`` leaves out what needs the model's shape."""
-    problems = [*_parallel(recipe), *_batch(recipe), *method_problems(recipe), *critic_problems(recipe)]
-    problems += [*_sampling(recipe), *_task(recipe)]
+def check_recipe(recipe: Recipe, model: ModelShape | None, *, answers_only: bool = False) -> None:
+    """Raises ConfigError listing every problem; ``model=None`` leaves out what needs the model's shape.
+
+    With ``answers_only`` nobody criticises, whatever the recipe says of critics.
+    """
+    problems = [*_parallel(recipe), *_batch(recipe), *method_problems(recipe), *_sampling(recipe), *_task(recipe)]
+    if not answers_only:
+        problems += critic_problems(recipe)
     if model is not None:
         problems += [*_layout(recipe, model), *_context(recipe, model)]
     if recipe.model.path is None:

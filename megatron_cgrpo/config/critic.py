@@ -26,6 +26,8 @@ class ApiConfig(Section):
     concurrency: int = Field(16, ge=1, description="requests in flight")
     timeout_s: float = Field(120.0, gt=0, description="of one request; a longer Retry-After is not waited for")
     retries: int = Field(3, ge=0, description="of a request that timed out, was refused for now or never arrived")
+    deadline_s: float = Field(300.0, gt=0, description="of a request with its retries and the waits between them")
+    down_after: int = Field(16, ge=1, description="requests in a row without an answer; the step asks no more then")
     price_in: float = Field(0.0, ge=0)
     price_out: float = Field(0.0, ge=0)
 

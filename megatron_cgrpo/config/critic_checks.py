@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from megatron_cgrpo.config.critic import ApiConfig, CriticConfig
 from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.config.task import FileTaskConfig
 
 
 def critic_problems(recipe: Recipe) -> Iterator[str]:
@@ -18,6 +19,7 @@ def critic_problems(recipe: Recipe) -> Iterator[str]:
             f"critic.noise={critic.noise}: replaces critiques of the task's own program, which nobody asks: set "
             "critic.kind=cot and critic.source=program, or critic.noise=0"
         )
+    yield from _program(recipe)
     if recipe.reward.source == "critique":
         yield from _rewards(critic)
     if critic.needs_model and critic.model.path is None:
@@ -32,6 +34,23 @@ def critic_input_problems(recipe: Recipe) -> Iterator[str]:
     key = recipe.critic.api.api_key_env
     if "api" in recipe.critic.sources and key is not None and not os.environ.get(key):
         yield f"critic.api.api_key_env={key}: the environment has no such variable: export it"
+
+
+def _program(recipe: Recipe) -> Iterator[str]:
+    """Text has no checker of its steps: every critique would fail, and be replaced by the answer or dropped."""
+    task, critic = recipe.task, recipe.critic
+    if not isinstance(task, FileTaskConfig) or "program" not in critic.sources:
+        return
+    if task.domain != "code":
+        yield (
+            f"critic.source=program: task.domain={task.domain} has no program that criticises: set critic.source (or "
+            "that of a critic.schedule stage) to self, model or api, or kind=indicative_gt"
+        )
+    elif critic.noise:
+        yield (
+            f"critic.noise={critic.noise}: task.kind=file has no misleading critiques to put in a program's place: "
+            "set critic.noise=0"
+        )
 
 
 def _rewards(critic: CriticConfig) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from megatron_cgrpo.config.algorithm import preset_file
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.task import MisconceptionsConfig
 
@@ -95,12 +96,12 @@ def preset_names() -> list[str]:
 
 
 def read_preset(name: object) -> Layer:
-    names = preset_names()
-    if name not in names:
-        near = difflib.get_close_matches(str(name), names, n=1)
+    names, file = preset_names(), preset_file(str(name))
+    if file not in names:
+        near = difflib.get_close_matches(file, names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"algorithm.preset: {name!r} is no preset: choose one of {', '.join(names)}{hint}")
-    return read_yaml(PRESETS / f"{name}.yaml")
+    return read_yaml(PRESETS / f"{file}.yaml")
 
 
 def named_preset(layer: Mapping[str, Any]) -> object | None:

@@ -144,8 +144,6 @@ def _compute(recipe: Recipe) -> Iterator[str]:
 
 def _guard(recipe: Recipe) -> Iterator[str]:
     guard = recipe.guard
-    if guard.action == "stop" and (guard.entropy_below, guard.kl_above, guard.mismatch_above) == (None, None, None):
-        yield "guard.action=stop: has no threshold to stop at: set guard.entropy_below, .kl_above or .mismatch_above"
     if guard.kl_above is not None and all(algorithm.kl.coef == 0 for algorithm in recipe.algorithms):
         yield (
             f"guard.kl_above={guard.kl_above}: the KL divergence is measured with algorithm.kl.coef > 0 only: set "

@@ -57,6 +57,20 @@ class ModelShape:
         return FAMILIES[self.architecture]
 
     @property
+    def parameters(self) -> int:
+        """Those that a token is multiplied with, half of its FLOPs forward.
+
+        The matrices of the layers, of experts those that see the token, and the output layer; neither norms and biases
+        nor the table of embeddings.
+        """
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        if self.experts is None:
+            feed_forward = 3 * self.hidden * self.ffn
+        else:
+            feed_forward = self.hidden * (3 * self.experts.ffn * self.experts.per_token + self.experts.count)
+        return self.layers * (attention + feed_forward) + self.hidden * self.vocab
+
+    @property
     def qkv_bias(self) -> bool:
         return self.family.qkv_bias
 

@@ -56,13 +56,14 @@ class ObserveConfig(Section):
 
 
 class GuardConfig(Section):
-    """What is done about a policy that collapses: ``off``, ``warn`` in the log, or ``stop`` the run.
+    """What is done about a run that collapses: ``off``, ``warn`` in the log, or ``stop`` the run.
 
-    A threshold is crossed when a step's figure is beyond it, and the guard acts after ``patience`` such steps in a row.
+    A threshold is crossed when a step's figure is beyond it, and the guard acts after ``patience`` such steps in a row;
+    after five times as many in which nothing trained.
     """
 
     action: Literal["off", "warn", "stop"] = "warn"
-    entropy_below: float | None = Field(1e-3, ge=0, description="nats, entropy.rollout")
+    entropy_below: float | None = Field(1e-3, ge=0, description="nats, entropy.initial")
     kl_above: float | None = Field(None, gt=0, description="nats, kl.rollout: to the initial policy")
     mismatch_above: float | None = Field(0.1, gt=0, description="nats, mismatch.kl: of trainer and engine")
     patience: int = Field(3, ge=1)

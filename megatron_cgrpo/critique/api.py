@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from megatron_cgrpo.config.critic import ApiConfig
@@ -18,15 +17,14 @@ class ApiWriter:
     """``critique.generated.Writer`` over chat completions. The key is read from the environment once, when made."""
 
     def __init__(self, config: ApiConfig, question: Question, max_tokens: int, temperature: float) -> None:
-        key = None if config.api_key_env is None else os.environ[config.api_key_env]
         self._config, self._question = config, question
         self._max_tokens, self._temperature = max_tokens, temperature
-        self._client = ChatClient(config, key)
+        self._client = ChatClient.with_key_of_environment(config)
 
     async def write(self, request: CritiqueRequest) -> Draft | CritiqueFailure:
         reply = await self._client.ask(self._question(request), request.seed, self._max_tokens, self._temperature)
         if isinstance(reply, Refusal):
-            return CritiqueFailure(reply.cause)
+            return CritiqueFailure(reply.cause, final=True)  # the client has asked as often as makes sense
         return Draft(reply.text, None, reply.truncated, reply.generated_tokens)
 
     def take_metrics(self) -> dict[str, float]:

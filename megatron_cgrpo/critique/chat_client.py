@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
 from megatron_cgrpo.config.critic import ApiConfig
 from megatron_cgrpo.critique.backoff import backoff_s, retry_after_s
+from megatron_cgrpo.critique.breaker import Breaker
 from megatron_cgrpo.critique.usage import Usage
 
 logger = logging.getLogger(__name__)
 
+_UNANSWERED = ("timeout", "unreachable")  # causes
 _SHOWN = 200  # characters of a server's error message
 
 
@@ -41,8 +44,9 @@ class Refusal:
 class ChatClient:
     """Asks one model, ``config.concurrency`` requests at a time. ``usage`` counts since it was last replaced.
 
-    Causes: ``timeout``, ``unreachable``, ``rate_limited``, ``http_<code>``, and ``error`` for an answer that is no chat
-    completion. The key is sent in a header and appears nowhere else.
+    Causes: ``timeout``, ``unreachable``, ``rate_limited``, ``http_<code>``, ``error`` for an answer that is no chat
+    completion, and ``server_down`` for what was not asked because the server had left ``config.down_after`` requests in
+    a row unanswered (``Breaker``). The key is sent in a header and appears nowhere else.
     """
 
     def __init__(self, config: ApiConfig, api_key: str | None) -> None:
@@ -51,11 +55,17 @@ class ChatClient:
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._tls = httpx.create_ssl_context()
         self._in_flight = 0
+        self._breaker = Breaker(config.concurrency, config.down_after)
         self._told: set[str] = set()
         self.usage = Usage()
 
+    @classmethod
+    def with_key_of_environment(cls, config: ApiConfig) -> Self:
+        """The key is read once, from the variable ``config.api_key_env``. Raises KeyError where that is not set."""
+        return cls(config, None if config.api_key_env is None else os.environ[config.api_key_env])
+
     async def ask(self, question: str, seed: int, max_tokens: int, temperature: float) -> ChatReply | Refusal:
-        """Asks until there is a reply, or a refusal that more of the same will not change."""
+        """Asks until there is a reply, a refusal that more of the same will not change, or no time left."""
         body = {
             "model": self._config.model,
             "messages": [{"role": "user", "content": question}],
@@ -65,15 +75,33 @@ class ChatClient:
         }
         # A request that waits to be made again keeps its slot: a server short of breath is asked less.
         async with self._slot() as client:
-            outcome = await self._post(client, body)
-            for attempt in range(self._config.retries):
-                if isinstance(outcome, ChatReply) or not outcome.again or outcome.wait_s > self._config.timeout_s:
-                    break
-                await asyncio.sleep(max(outcome.wait_s, backoff_s(seed, attempt)))
-                self.usage.retries += 1
-                outcome = await self._post(client, body)
+            outcome = await self._insist(client, body, seed)
         if isinstance(outcome, Refusal):
             self._tell(outcome)
+        return outcome
+
+    async def _insist(self, client: httpx.AsyncClient, body: dict[str, Any], seed: int) -> ChatReply | Refusal:
+        time = asyncio.get_running_loop().time
+        until = time() + self._config.deadline_s
+        outcome = await self._once(client, body, until)
+        for attempt in range(self._config.retries):
+            if isinstance(outcome, ChatReply) or not outcome.again or outcome.wait_s > self._config.timeout_s:
+                break
+            wait_s = max(outcome.wait_s, backoff_s(seed, attempt))
+            if self._breaker.down or time() + wait_s >= until:
+                break
+            await asyncio.sleep(wait_s)
+            self.usage.retries += 1
+            outcome = await self._once(client, body, until)
+        return outcome
+
+    async def _once(self, client: httpx.AsyncClient, body: dict[str, Any], until: float) -> ChatReply | Refusal:
+        """``until``: when there must be a reply, by the event loop's clock."""
+        if self._breaker.down:
+            return Refusal("server_down", f"{self._config.down_after} requests in a row without an answer")
+        latest = asyncio.get_running_loop().time() + self._config.timeout_s
+        outcome = await self._post(client, body, min(latest, until))
+        self._breaker.note(isinstance(outcome, ChatReply) or outcome.cause not in _UNANSWERED)
         return outcome
 
     @asynccontextmanager
@@ -81,23 +109,23 @@ class ChatClient:
         """Connections live while requests are in flight: an event loop ends with a step, and so must its own."""
         if self._in_flight == 0:
             self._client = httpx.AsyncClient(headers=self._headers, verify=self._tls, timeout=None)
-            self._slots = asyncio.Semaphore(self._config.concurrency)
         self._in_flight += 1
         try:
-            async with self._slots:
+            async with self._breaker.slot():
                 yield self._client
         finally:
             self._in_flight -= 1
             if self._in_flight == 0:
                 await self._client.aclose()
 
-    async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> ChatReply | Refusal:
+    async def _post(self, client: httpx.AsyncClient, body: dict[str, Any], until: float) -> ChatReply | Refusal:
         self.usage.requests += 1
         try:
-            async with asyncio.timeout(self._config.timeout_s):
+            async with asyncio.timeout_at(until):
                 response = await client.post(self._url, json=body)
         except TimeoutError:
-            return Refusal("timeout", f"no answer within critic.api.timeout_s={self._config.timeout_s:g}", again=True)
+            limits = f"timeout_s={self._config.timeout_s:g} and deadline_s={self._config.deadline_s:g}"
+            return Refusal("timeout", f"no answer within {limits}", again=True)
         except httpx.TransportError as error:
             return Refusal("unreachable", f"{type(error).__name__}: {error}", again=True)
         except httpx.HTTPError as error:
@@ -128,7 +156,7 @@ class ChatClient:
         if refusal.cause not in self._told:
             self._told.add(refusal.cause)
             detail = refusal.detail.replace(self._key, "***") if self._key else refusal.detail
-            logger.warning("critic at %s: %s: %s", self._config.base_url, refusal.cause, detail[:_SHOWN])
+            logger.warning("chat server at %s: %s: %s", self._config.base_url, refusal.cause, detail[:_SHOWN])
 
 
 def _refused(response: httpx.Response) -> Refusal:

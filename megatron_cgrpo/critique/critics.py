@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.critique.conclusion import parse_conclusion
 from megatron_cgrpo.critique.protocol import CritiqueFailure, CritiqueRequest
 from megatron_cgrpo.types import Critique, Prompt
@@ -24,7 +25,11 @@ class IndicativeCritic:
 
 
 class ProgramCritic:
-    """Chain-of-thought critique by the task's own checker (causes: ``no_program``, ``error``, and the parser's)."""
+    """Chain-of-thought critique by the task's own checker.
+
+    Causes: ``no_program``, ``error``, the parser's, and ``unencodable`` for a text that the policy's vocabulary cannot
+    write.
+    """
 
     kind = "cot"
 
@@ -41,4 +46,7 @@ class ProgramCritic:
         conclusion = parse_conclusion(text)
         if conclusion.cause is not None:
             return CritiqueFailure(conclusion.cause)
-        return Critique(self.kind, text, self._encode(text), conclusion.correct)
+        try:
+            return Critique(self.kind, text, self._encode(text), conclusion.correct)
+        except ConfigError:
+            return CritiqueFailure("unencodable")

@@ -16,6 +16,7 @@ from megatron_cgrpo.types import Critique
 class Draft:
     """What a model wrote. ``truncated``: it ran into its token limit.
 
+    ``prompt_tokens`` went through engines of ours; 0 for somebody else's server, whose own count is in its bill.
     ``token_ids`` are the sampled ones where the model has the policy's vocabulary, else None.
     """
 
@@ -23,6 +24,7 @@ class Draft:
     token_ids: list[int] | None
     truncated: bool
     generated_tokens: int
+    prompt_tokens: int = 0
 
 
 class Writer(Protocol):
@@ -52,12 +54,19 @@ class GeneratedCritic:
         conclusion = parse_conclusion(draft.text)
         if conclusion.cause is not None:
             cause = _cause(draft, conclusion.cause)
-            return CritiqueFailure(cause, generated_tokens=draft.generated_tokens)
+            return CritiqueFailure(cause, (), draft.generated_tokens, draft.prompt_tokens)
         try:
             token_ids = self._encode(draft.text) if draft.token_ids is None else draft.token_ids
         except ConfigError:
-            return CritiqueFailure("unencodable", generated_tokens=draft.generated_tokens)
-        return Critique(self.kind, draft.text, token_ids, conclusion.correct, draft.generated_tokens)
+            return CritiqueFailure("unencodable", (), draft.generated_tokens, draft.prompt_tokens)
+        return Critique(
+            self.kind,
+            draft.text,
+            token_ids,
+            conclusion.correct,
+            draft.generated_tokens,
+            prompt_tokens=draft.prompt_tokens,
+        )
 
 
 def _cause(draft: Draft, unconcluded: str) -> str:

@@ -26,12 +26,15 @@ class CritiqueRequest:
 class CritiqueFailure:
     """No usable critique.
 
-    ``failures`` lists the causes of earlier attempts, oldest first; ``generated_tokens`` is what all of them cost.
+    ``failures`` lists the causes of earlier attempts, oldest first; the tokens are what all of them cost.
+    ``final``: another attempt would fail the same way.
     """
 
     cause: str
     failures: tuple[str, ...] = ()
     generated_tokens: int = 0
+    prompt_tokens: int = 0
+    final: bool = False
 
 
 class Critic(Protocol):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from megatron_cgrpo.types import Sample
 
-Selection = Literal["correct_first", "random", "none"]
+Selection = Literal["correct_first", "first_correct", "random", "none"]
 
 
 def select(refinements: Sequence[Sample], k: int, selection: Selection, rng: Random) -> list[int]:
@@ -16,6 +16,7 @@ def select(refinements: Sequence[Sample], k: int, selection: Selection, rng: Ran
 
     ``correct_first``: correct ones before wrong ones; among equals those whose parent and text were not chosen yet
     (arXiv 2506.03106, section 4: correct first, diversity kept); ``rng`` breaks what ties remain.
+    ``first_correct``: correct ones before wrong ones, each in the order of generation, as the authors' released script.
     ``random``: uniform without replacement. ``none``: the first ``k`` as generated, no selection at all.
     """
     match selection:
@@ -23,6 +24,8 @@ def select(refinements: Sequence[Sample], k: int, selection: Selection, rng: Ran
             return list(range(min(k, len(refinements))))
         case "random":
             return rng.sample(range(len(refinements)), min(k, len(refinements)))
+        case "first_correct":
+            return sorted(range(len(refinements)), key=lambda index: refinements[index].reward <= 0)[:k]
         case "correct_first":
             return _correct_first(refinements, k, rng)
 

@@ -8,7 +8,7 @@ public benchmarks in them: ``prompt`` ([{role, content}]), ``reward_model.ground
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,18 +39,25 @@ class ProblemRow:
         return next((m["content"] for m in self.messages or [] if m["role"] == "system"), None)
 
 
-def read_problems(path: Path, field: str) -> list[ProblemRow]:
+def read_problems(path: Path, field: str, check_answer: Callable[[str], None] | None = None) -> list[ProblemRow]:
     """Every row, in order. ``field`` is what named the file, for errors.
+
+    ``check_answer`` raises ``ValueError`` for an answer that no response could be compared with.
 
     A row that repeats another (same id, question and answer) stands for one more sample of it, as avg@k benchmarks are
     written; its id gets ``#2``, ``#3`` and so on. Raises ``ConfigError`` where the file is missing, unreadable, empty,
-    or has a row without question or answer, or with an id that a different problem has.
+    or has a row without question or usable answer, or with an id that a different problem has.
     """
     where = f"{field}={path}"
     rows: dict[str, ProblemRow] = {}
     copies: dict[str, int] = {}
     for number, row in enumerate(iterate_rows(path, field)):
         problem = _problem(row, number, where)
+        if check_answer is not None:
+            try:
+                check_answer(problem.answer)
+            except ValueError as error:
+                raise ConfigError(f"{where}: row {number} ({problem.id}): {error}; mend or remove the row") from error
         first = rows.setdefault(problem.id, problem)
         if (first.question, first.answer) != (problem.question, problem.answer):
             raise ConfigError(f"{where}: id {problem.id!r} occurs twice (row {number}); ids must be unique")
@@ -78,6 +85,9 @@ def iterate_rows(path: Path, field: str) -> Iterator[dict[str, Any]]:
 def _problem(row: dict[str, Any], number: int, where: str) -> ProblemRow:
     place = f"{where}: row {number}"
     problem = _nested(row, place) if "reward_model" in row else _flat(row, place)
+    for name, text in (("question", problem.question), ("answer", problem.answer)):
+        if not text.strip():
+            raise ConfigError(f"{place} has an empty {name}: fill it in, or remove the row")
     return problem if problem.id else replace(problem, id=f"row-{number}")
 
 

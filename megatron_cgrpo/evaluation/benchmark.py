@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from megatron_cgrpo.analysis.pass_at_k import pass_at_k
+from megatron_cgrpo.analysis.pass_at_k import mean_pass_at_k
 from megatron_cgrpo.config.rollout import RolloutConfig
 from megatron_cgrpo.rollout.protocol import GenerateRequest, Generator
 from megatron_cgrpo.rollout.seeds import request_seed
@@ -26,11 +26,7 @@ class Benchmark:
 
     async def evaluate(self, generator: Generator, samples: int) -> dict[str, float]:
         """``pass_at_<k>`` for the powers of two up to ``samples``, and the task's measures."""
-        groups = await self.answer(generator, samples)
-        correct = [sum(sample.verdict.correct for sample in group.initial) for group in groups]
-        powers = [1 << power for power in range(samples.bit_length())]
-        scores = {f"pass_at_{k}": sum(pass_at_k(samples, c, k) for c in correct) / len(groups) for k in powers}
-        return scores | self.task.measure(groups)
+        return score_groups(self.task, await self.answer(generator, samples))
 
     async def answer(self, generator: Generator, samples: int) -> list[Group]:
         """One group of ``samples`` verified answers a prompt, in the prompts' order."""
@@ -58,3 +54,9 @@ class Benchmark:
             verdict = await self.task.verify(prompt, text, completion.finish_reason)
             answers.append(Sample(Origin.ROLLOUT, completion, text, verdict, seed + index))
         return Group(prompt, answers)
+
+
+def score_groups(task: Task, groups: Sequence[Group]) -> dict[str, float]:
+    """Of initial responses: ``pass_at_<k>`` for the powers of two up to the fewest a group, and the task's measures."""
+    counts = [(len(group.initial), sum(sample.verdict.correct for sample in group.initial)) for group in groups]
+    return {f"pass_at_{k}": value for k, value in mean_pass_at_k(counts).items()} | task.measure(groups)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_cgrpo.analysis.pass_at_k import pass_at_k
+from megatron_cgrpo.analysis.pass_at_k import mean_pass_at_k
 from megatron_cgrpo.evaluation.answer_log import AnswerLog
 from megatron_cgrpo.evaluation.benchmark import Benchmark
 from megatron_cgrpo.rollout.protocol import Generator
@@ -96,14 +96,12 @@ def _scores(records: Sequence[Record]) -> Scores:
         problems[record["source"], record["question"]] += [s["cause"] == "correct" for s in record["samples"]]
     samples = [sample for record in records for sample in record["samples"]]
     causes = Counter(sample["cause"].partition(":")[0] for sample in samples)
-    fewest = min(map(len, problems.values()))
-    powers = [1 << power for power in range(fewest.bit_length())]
     counts = [(len(right), sum(right)) for right in problems.values()]
     return Scores(
         problems=len(problems),
         answers=len(samples),
         avg=sum(c / n for n, c in counts) / len(counts),
-        pass_at_k={k: sum(pass_at_k(n, c, k) for n, c in counts) / len(counts) for k in powers},
+        pass_at_k=mean_pass_at_k(counts),
         **{cause: causes[cause] / len(samples) for cause in ("truncated", "no_answer", "timeout", "error")},
         mean_tokens=sum(sample["tokens"] for sample in samples) / len(samples),
     )

@@ -12,7 +12,7 @@ from megatron_cgrpo.critique.protocol import Critic
 from megatron_cgrpo.rollout.collect import Collector, Decode
 from megatron_cgrpo.rollout.protocol import GenerateRequest, Generator
 from megatron_cgrpo.tasks.base import Task
-from megatron_cgrpo.types import Completion, Group, Prompt, Sample
+from megatron_cgrpo.types import Completion, Prompt
 
 STEP = 0
 """Of the seeds: every rescue of one recipe asks the same."""
@@ -70,12 +70,16 @@ class Rescuer:
         refined = {group.prompt.id for group, _ in valid}
         dropped = sum((Counter(group.dropped_critiques) for group in groups), Counter[str]())
         critiques = [sample.critique for sample in refinements if sample.critique is not None]
+        attempts = sum(len(group.initial) for group in groups)
         return {
-            "attempts": sum(len(group.initial) for group in groups),
+            "attempts": attempts,
             "refinements": len(refinements),
             "valid": len(valid),
-            "valid_share": _share(len(valid), len(refinements)),
-            "supported": sum(self._supported(group, sample) for group, sample in valid),
+            "valid_share": _share(len(valid), attempts),
+            "valid_of_refinements": _share(len(valid), len(refinements)),
+            "supported": sum(
+                self._task.supported(group.prompt, sample.text, group.attempt(sample).text) for group, sample in valid
+            ),
             "questions_refined": len(refined),
             "questions_refined_share": _share(len(refined), len(failed)),
             "false_correct": sum(critique.concludes_correct is True for critique in critiques),
@@ -83,10 +87,6 @@ class Rescuer:
             "critique_tokens": collector.clock.tokens.get("critique", 0),
             "refinement_tokens": collector.clock.tokens.get("refine", 0),
         }
-
-    def _supported(self, group: Group, refinement: Sample) -> bool:
-        assert refinement.parent is not None, "a refinement has an attempt"
-        return self._task.supported(group.prompt, refinement.text, group.initial[refinement.parent].text)
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from megatron_cgrpo.analysis.pass_at_k import mean_pass_at_k
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.critique.protocol import Critic
+from megatron_cgrpo.evaluation.benchmark import score_groups
 from megatron_cgrpo.rollout.collect import Collector, Decode
 from megatron_cgrpo.rollout.protocol import Generator
 from megatron_cgrpo.tasks.base import Task
@@ -47,11 +47,8 @@ async def self_critique_eval(
     }
     scores: dict[str, float] = {}
     for name, final in answers.items():
-        correct = [sum(sample.verdict.correct for sample in of_prompt) for of_prompt in final]
-        measures = task.measure(
-            [Group(group.prompt, of_prompt) for group, of_prompt in zip(groups, final, strict=True)]
-        )
-        scores |= {f"{name}.{key}": value for key, value in (mean_pass_at_k(correct, samples) | measures).items()}
+        answered = [Group(group.prompt, of_prompt) for group, of_prompt in zip(groups, final, strict=True)]
+        scores |= {f"{name}.{key}": value for key, value in score_groups(task, answered).items()}
     return scores | _changes(groups)
 
 
@@ -68,8 +65,9 @@ def _final(group: Group, *, believe: bool) -> list[Sample]:
     """One answer a response; ``believe`` keeps what the critic calls correct."""
     final = list(group.initial)
     for refinement in group.refinements:
+        assert refinement.parent is not None, "a refinement has a parent"
         if not (believe and refinement.critique is not None and refinement.critique.concludes_correct):
-            final[refinement.parent or 0] = refinement
+            final[refinement.parent] = refinement
     return final
 
 
@@ -80,7 +78,7 @@ def _changes(groups: Sequence[Group]) -> dict[str, float]:
         for cause, number in group.dropped_critiques.items():
             counts.update({"dropped": number, f"dropped.{cause}": number})
         for refinement in group.refinements:
-            right = group.initial[refinement.parent or 0].verdict.correct
+            right = group.attempt(refinement).verdict.correct
             concludes = None if refinement.critique is None else refinement.critique.concludes_correct
             counts["right" if right else "wrong"] += 1
             counts["fixed"] += refinement.verdict.correct and not right

@@ -30,9 +30,9 @@ class TrainedText:
 class RefinementDetails:
     """``prompt`` is what the refinement was sampled from, as text with its special tokens.
 
-    ``logp_question`` and ``logp_critique`` are means over its tokens in nats: by the policy given the question alone
-    (None where it did not train), and as sampled. ``supported``: it is right, and its own steps lead there; ``leaked``:
-    it is right, and only repeats what the critique gave away.
+    ``logp_question`` and ``logp_critique`` are means over its tokens in nats, None without any: by the policy given the
+    question alone, and as sampled. ``supported``: it is right, and its own steps lead there; ``leaked``: it corrects a
+    wrong response, and only repeats what the critique gave away.
     """
 
     prompt: str

@@ -19,7 +19,7 @@ REQUIRED = (
     "misconceptions.repaired",
 )
 FAMILIES = ("seconds.", "tokens.")
-COSTS = {"tokens": ",.0f", "seconds": ",.1f", "device_seconds": ",.1f"}
+COSTS = {"prompt_tokens": ",.0f", "tokens": ",.0f", "seconds": ",.1f", "device_seconds": ",.1f"}
 Summary = Mapping[str, int | float | None]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from megatron_cgrpo.analysis.behaviours import BEHAVIOURS
 from megatron_cgrpo.report.methods import Method
 from megatron_cgrpo.report.run_files import Run
-from megatron_cgrpo.report.tables import Cell, Table, spread, without_empty_columns
+from megatron_cgrpo.report.tables import Table, spread_table
 
 _PERSISTENT = {
     "persistent.share": "questions that failed once",
@@ -27,11 +26,12 @@ def analysis_tables(methods: Sequence[Method]) -> list[Table]:
     if not any(_figure("behaviour.prose", run) for method in methods for run in method.runs):
         prose = "No response is English prose, so the rules for behaviours had nothing to read."
     tables = [
-        _table(
+        spread_table(
             "persistent",
             "Questions that failed in every answer",
             methods,
             _PERSISTENT,
+            _figure,
             "Over the training steps: was such a question refined rightly, and answered rightly when it came again?",
         )
     ]
@@ -40,15 +40,8 @@ def analysis_tables(methods: Sequence[Method]) -> list[Table]:
         ("judge", "Cognitive behaviours, by a model's judgement", "Shares of the judged responses."),
     ):
         columns = {f"{source}.{name}": name.replace("_", " ") for name in names}
-        tables.append(_table(source, title, methods, columns, note))
+        tables.append(spread_table(source, title, methods, columns, _figure, note))
     return tables
-
-
-def _table(name: str, title: str, methods: Sequence[Method], columns: Mapping[str, str], note: str) -> Table:
-    rows = [
-        [Cell(method.label), *(spread(method.spread(partial(_figure, key))) for key in columns)] for method in methods
-    ]
-    return without_empty_columns(Table(name, title, ["method", *columns.values()], rows, note))
 
 
 def _figure(key: str, run: Run) -> float | None:

@@ -17,7 +17,7 @@ from megatron_cgrpo.report.study import Study, read_study
 class Found:
     """``arms[i]`` has the runs of ``studies[i]`` by arm; ``missing`` are sentences about what is not there.
 
-    ``pass_at_k`` has the scores of evaluations with many samples, by label.
+    ``pass_at_k`` has the scores of evaluations with many samples by label, ``self_critique`` those with critiques.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -25,6 +25,7 @@ class Found:
     arms: list[dict[str, list[Run]]] = field(default_factory=list)
     rescues: list[dict[str, Any]] = field(default_factory=list)
     pass_at_k: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    self_critique: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
 
@@ -92,14 +93,23 @@ def _study(directory: Path, study: Study, found: Found, seen: dict[Path, Run]) -
             started = (path / "config.yaml").is_file()
             if started:
                 arms[name].append(_run(path, found, seen))
-            if planned.failure is not None or not started:
-                reason = "has not been run" if planned.failure is None else f"failed: {planned.failure}"
+            failure = study.failure(planned.directory)
+            if failure is not None or not started:
+                reason = "has not been run" if failure is None else f"failed: {failure}"
                 found.missing.append(f"{path} ({arm.label}): {reason}.")
     found.rescues.extend(_files(directory, study.rescue, study, found))
-    for curve in study.pass_at_k:
-        found.pass_at_k.setdefault(curve.label, []).extend(_files(directory, curve.files, study, found))
+    for scores, into in ((study.pass_at_k, found.pass_at_k), (study.self_critique, found.self_critique)):
+        for model in scores:
+            into.setdefault(model.label, []).extend(_files(directory, model.files, study, found))
+    shown = {run.directory for arm in study.arms.values() for run in arm.runs} | set(_result_files(study))
+    others = {name: job.failure for name, job in study.jobs.items() if name not in shown and job.failure is not None}
+    found.missing.extend(f"{directory / name}: failed: {failure}." for name, failure in others.items())
     found.studies.append(study)
     found.arms.append(arms)
+
+
+def _result_files(study: Study) -> list[str]:
+    return [*study.rescue, *(file for model in (*study.pass_at_k, *study.self_critique) for file in model.files)]
 
 
 def _files(directory: Path, names: Sequence[str], study: Study, found: Found) -> list[dict[str, Any]]:
@@ -109,8 +119,8 @@ def _files(directory: Path, names: Sequence[str], study: Study, found: Found) ->
         content = read_object(directory / name)
         if content is not None:
             contents.append(content)
-        elif name in study.failures:
-            found.missing.append(f"{directory / name}: failed: {study.failures[name]}.")
+        elif (failure := study.failure(name)) is not None:
+            found.missing.append(f"{directory / name}: failed: {failure}.")
         else:
             found.missing.append(f"{directory / name}: has not been run.")
     return contents

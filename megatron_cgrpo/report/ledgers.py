@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 
+from megatron_cgrpo.report.embedded_task import taught
 from megatron_cgrpo.report.methods import Method
 from megatron_cgrpo.report.run_files import Run
-from megatron_cgrpo.report.tables import Cell, Table, spread, without_empty_columns
+from megatron_cgrpo.report.tables import Table, spread_table
 
 _FIXED = "ledger.fixed."
 _HISTOGRAM = "ledger.p.le_"
+_VERDICTS = "verify."
 _SHARES = {
     "groups.failed": "questions failed",
     "refinement.questions_refined": "questions refined",
@@ -33,52 +34,52 @@ _NATS = {
 
 
 def ledger_tables(methods: Sequence[Method]) -> list[Table]:
-    """How refinement went, how likely the policy found the refinements, and the histogram of their probabilities."""
+    """How refinement went, how likely the policy found the refinements, and what the verifier said."""
     kinds = sorted({key for method in methods for run in method.runs for key in run.summary if key.startswith(_FIXED)})
     fixed = {kind: f"fixed by {kind.removeprefix(_FIXED)}" for kind in kinds}
     bins = {key for method in methods for run in method.runs for key in run.summary if key.startswith(_HISTOGRAM)}
+    verdicts = {key for method in methods for run in method.runs for key in run.summary if key.startswith(_VERDICTS)}
     return [
-        _table(
+        spread_table(
             "refinement",
             "Refinement",
             methods,
             _SHARES | fixed,
-            "Per cent, over all training steps. Fixed: wrong responses whose refinement is right, by kind of critique.",
+            _figure,
+            "Per cent, over all training steps. Fixed: wrong responses whose refinement is right, by kind of critique. "
+            + taught(methods),
         ),
-        _table(
+        spread_table(
             "likelihood",
             "Refinements under the policy",
             methods,
             _NATS,
-            "Nats per trained token of refinements, before the step's update: given the question alone, and question, "
-            "attempt and critique.",
+            _figure,
+            "Nats per token of all refinements, selected or not, before the step's update: given the question alone, "
+            "and question, attempt and critique.",
             scale=1.0,
             digits=3,
         ),
-        _table(
+        spread_table(
             "probabilities",
             "Probability of refined tokens, given the question alone",
             methods,
             {key: f"≤ {key.removeprefix(_HISTOGRAM)}" for key in sorted(bins, key=_upper_end)},
+            _figure,
             "Per cent of the tokens in each bin.",
         ),
+        spread_table(
+            "verdicts",
+            "Verdicts of the verifier",
+            methods,
+            {key: key.removeprefix(_VERDICTS) for key in sorted(verdicts)},
+            _figure,
+            "Responses and refinements of a run, by the verifier's cause. An error is the verifier's own; what nobody "
+            "judged for that reason is dropped: it trains nothing, and is no part of a baseline.",
+            scale=1.0,
+            digits=0,
+        ),
     ]
-
-
-def _table(
-    name: str,
-    title: str,
-    methods: Sequence[Method],
-    columns: Mapping[str, str],
-    note: str,
-    scale: float = 100.0,
-    digits: int = 1,
-) -> Table:
-    rows = [
-        [Cell(method.label), *(spread(method.spread(partial(_figure, key)), digits, scale) for key in columns)]
-        for method in methods
-    ]
-    return without_empty_columns(Table(name, title, ["method", *columns.values()], rows, note))
 
 
 def _figure(key: str, run: Run) -> float | None:

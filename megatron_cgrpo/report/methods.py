@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Self
 
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.layers import read_preset
@@ -25,6 +25,12 @@ class Spread:
     """Mean and sample standard deviation over seeds; no deviation for a single one."""
 
     values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Self | None:
+        """Of those that are there; None without any."""
+        found = tuple(value for value in values if value is not None)
+        return cls(found) if found else None
 
     @property
     def mean(self) -> float:
@@ -47,8 +53,7 @@ class Method:
 
     def spread(self, figure: Callable[[Run], float | None]) -> Spread | None:
         """``figure`` over the runs that have it."""
-        values = tuple(value for run in self.runs if (value := figure(run)) is not None)
-        return Spread(values) if values else None
+        return Spread.of(map(figure, self.runs))
 
 
 def group_by_method(runs: Sequence[Run]) -> list[Method]:

@@ -15,23 +15,30 @@ from megatron_cgrpo.report.gather import Found, package_versions, warnings
 from megatron_cgrpo.report.ledgers import ledger_tables
 from megatron_cgrpo.report.methods import ABSENT, Method, differences, group_by_method, shown
 from megatron_cgrpo.report.rescues import rescue_table
-from megatron_cgrpo.report.scores import curve_table, results_table, runs_table
+from megatron_cgrpo.report.scores import curve_table, results_table, runs_table, self_critique_table
 from megatron_cgrpo.report.series import Figure, curve_figure, pass_at_k_figure, step_figure
 from megatron_cgrpo.report.study import arm_methods, study_table
-from megatron_cgrpo.report.tables import Cell, Table
+from megatron_cgrpo.report.tables import Cell, Table, noted
 
 _CURVES = {
     "pass_at_1": ("Held-out Pass@1", "Pass@1", "eval.pass_at_1", 1.0),
     "repaired": ("Misconceptions repaired", "share", "eval.misconceptions_repaired", 1.0),
     "reward": ("Reward of initial responses", "mean reward", "reward.initial", 1.0),
     "refined": ("Critiqued questions that were refined", "share", "refinement.questions_refined", 1.0),
-    "entropy_rollout": ("Entropy of initial responses", "nats per token", "entropy.rollout", math.inf),
-    "entropy_refinement": ("Entropy of refinements", "nats per token", "entropy.refinement", math.inf),
+    "entropy_initial": ("Entropy of all initial responses", "nats per token", "entropy.initial", math.inf),
+    "entropy_refined": (
+        "Entropy of all refinements, under their critiques",
+        "nats per token",
+        "entropy.refined",
+        math.inf,
+    ),
+    "entropy_rollout": ("Entropy of the initial responses that train", "nats per token", "entropy.rollout", math.inf),
+    "entropy_refinement": ("Entropy of the refinements that train", "nats per token", "entropy.refinement", math.inf),
     "gradient_rollout": ("Gradient norm of initial responses", "norm", "gradient.rollout", math.inf),
     "gradient_refinement": ("Gradient norm of refinements", "norm", "gradient.refinement", math.inf),
 }
 _PASS_AT_K = "Pass@k"
-_IN_STUDY_TABLES = ("pass_at_1", "entropy_rollout")
+_IN_STUDY_TABLES = ("pass_at_1", "entropy_initial")
 
 
 @dataclass(frozen=True)
@@ -66,11 +73,16 @@ class Page:
 
 def build_page(title: str | None, found: Found) -> Page:
     methods = group_by_method(found.runs)
+    notes = {name: note for study in found.studies for name, note in study.notes.items()}
+    curves = noted(curve_table(found.pass_at_k), notes.get("pass_at_k"))
+    rescues = [noted(rescue_table(found.rescues), notes.get("rescue"))] if found.rescues else []
+    criticised = noted(self_critique_table(found.self_critique), notes.get("self_critique"))
     parts = [
         *_study_parts(found),
         Part("results", "Results", _filled([results_table(methods)]), [] if found.studies else _curves("all", methods)),
-        Part("pass_at_k", _PASS_AT_K, _filled([curve_table(found.pass_at_k)]), _pass_at_k(found)),
-        Part("rescue", "Persistent failures", [rescue_table(found.rescues)] if found.rescues else [], []),
+        Part("pass_at_k", _PASS_AT_K, _filled([curves]), _pass_at_k(found)),
+        Part("rescue", "Persistent failures", rescues, []),
+        Part("self_critique", criticised.title, _filled([criticised]), []),
         Part("refinement", "Refinement and critiques", _filled(ledger_tables(methods)), []),
         Part("analysis", "What the texts show", _filled(analysis_tables(methods)), []),
         Part("cost", "Cost", _filled(cost_tables(methods)), []),
@@ -139,7 +151,11 @@ def _configs(methods: Sequence[Method]) -> list[RunConfig]:
 
 def _commands(found: Found, methods: Sequence[Method]) -> list[tuple[str, str]]:
     """(what it makes, command). A resolved recipe gives the same run again, in another directory."""
-    commands = [(study.title, study.command) for study in found.studies]
+    commands = [(study.title, command) for study in found.studies for command in study.commands]
+    for study in found.studies:
+        runs = {run.directory for arm in study.arms.values() for run in arm.runs}
+        others = {name: job.command for name, job in sorted(study.jobs.items()) if name not in runs}
+        commands += [(name, shlex.join(command)) for name, command in others.items()]
     for method in methods:
         for run in method.runs:
             again = shlex.quote(f"run.dir={_again(run.directory)}")

@@ -12,7 +12,7 @@ from megatron_cgrpo.report.tables import NOTHING, Cell, Table, number, spread, w
 # arXiv 2506.03106, Table 1: valid refinements and questions refined, in per cent.
 PAPER = {"indicative": (2.09, 7.05), "indicative_gt": (1.98, 6.88), "cot": (36.47, 55.37)}
 PAPER_FAILED = 29.07
-_COUNTS = ("refinements", "valid", "supported", "questions_refined")
+_COUNTS = ("attempts", "refinements", "valid", "supported", "questions_refined")
 
 
 def rescue_table(results: Sequence[dict[str, Any]]) -> Table:
@@ -28,26 +28,29 @@ def rescue_table(results: Sequence[dict[str, Any]]) -> Table:
     failed = Spread(tuple(result["failed"] / result["questions"] for result in results))
     note = (
         f"Questions that fail on every sample: {spread(failed).text} % (paper: {PAPER_FAILED} %). Per cent, mean ± "
-        "sample standard deviation over seeds. Supported: the steps follow, and do not only copy the critique's answer."
+        "sample standard deviation over seeds; valid refinements per failed answer, also those whose critique failed. "
+        "Supported: the steps follow, and do not only copy the critique's answer."
     )
     columns = ["critique", "files", "valid refinements", "paper (valid)", "questions refined", "paper (questions)"]
-    columns += ["of the valid, supported", "valid / refinements", "refined / failed questions"]
+    columns += ["of the valid, supported", "valid / refinements / failed answers", "refined / failed questions"]
     return without_empty_columns(Table("rescue", "Table 1: persistent failures rescued", columns, rows, note))
 
 
 def _row(name: str, found: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[Cell]:
-    valid, refinements = (sum(counts[key] for _, counts in found) for key in ("valid", "refinements"))
+    valid, refinements, attempts = (
+        sum(counts[key] for _, counts in found) for key in ("valid", "refinements", "attempts")
+    )
     refined, failed = sum(counts["questions_refined"] for _, counts in found), sum(r["failed"] for r, _ in found)
     paper = PAPER.get(name.partition(",")[0])
     return [
         Cell(name),
         number(len(found)),
-        _share(found, "valid", "refinements"),
+        _share(found, "valid", "attempts"),
         Cell(NOTHING) if paper is None else number(paper[0], 2),
         spread(_spread([(counts["questions_refined"], result["failed"]) for result, counts in found])),
         Cell(NOTHING) if paper is None else number(paper[1], 2),
         _share(found, "supported", "valid"),
-        Cell(f"{valid}/{refinements}", valid),
+        Cell(f"{valid}/{refinements}/{attempts}", valid),
         Cell(f"{refined}/{failed}", refined),
     ]
 
@@ -69,8 +72,7 @@ def _share(found: Sequence[tuple[dict[str, Any], dict[str, Any]]], part: str, wh
 
 
 def _spread(pairs: Sequence[tuple[int, int]]) -> Spread | None:
-    values = tuple(part / whole for part, whole in pairs if whole)
-    return Spread(values) if values else None
+    return Spread.of(part / whole for part, whole in pairs if whole)
 
 
 def _checked(result: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,13 +18,18 @@ from megatron_cgrpo.report.tables import NOTHING, Cell, Table, number, spread, w
 STUDY = "study.json"
 
 
+class StudyJob(Section):
+    """``command`` as it would be typed; ``failure`` says why the job did not finish, where it was tried."""
+
+    command: tuple[str, ...]
+    failure: str | None = None
+
+
 class StudyRun(Section):
-    """``directory`` is relative to the study's; ``failure`` says why the run did not finish, where it was tried."""
+    """``directory``, relative to the study's, is also the name of its job."""
 
     seed: int
     directory: str
-    command: tuple[str, ...]
-    failure: str | None = None
 
 
 class StudyArm(Section):
@@ -50,26 +55,33 @@ class StudyTable(Section):
     rows: tuple[StudyRow, ...]
 
 
-class PassAtKCurve(Section):
-    """``files`` hold ``pass_at_<k>`` of one model over seeds, relative to the study's directory."""
+class StudyScores(Section):
+    """``files`` hold the scores of one model over seeds, relative to the study's directory."""
 
     label: str
     files: tuple[str, ...]
 
 
 class Study(Section):
-    """``rescue`` are files of ``mcgrpo rescue``, relative to the study's directory; a missing one has not been run.
+    """``commands`` made it, each a part of it; ``jobs`` are all that they consist of, by what each of them makes.
 
-    ``failures`` are sentences about files that could not be made.
+    ``rescue`` are files of ``mcgrpo rescue``, ``pass_at_k`` and ``self_critique`` those of ``mcgrpo eval``, relative to
+    the study's directory; a missing one has not been run. ``notes`` stand below these three, by their names here.
     """
 
     title: str
-    command: str
+    commands: tuple[str, ...]
     arms: dict[str, StudyArm]
     tables: tuple[StudyTable, ...]
     rescue: tuple[str, ...] = ()
-    pass_at_k: tuple[PassAtKCurve, ...] = ()
-    failures: dict[str, str] = {}
+    pass_at_k: tuple[StudyScores, ...] = ()
+    self_critique: tuple[StudyScores, ...] = ()
+    notes: dict[str, str] = {}
+    jobs: dict[str, StudyJob] = {}
+
+    def failure(self, name: str) -> str | None:
+        """Why the job failed; None where it did not, or is none of the study's."""
+        return self.jobs[name].failure if name in self.jobs else None
 
 
 def write_study(directory: Path, study: Study) -> None:
@@ -86,7 +98,9 @@ def read_study(directory: Path) -> Study | None:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path}: {place}: {first['msg']}: write it again with tools/paper_study.py") from error
+        raise ConfigError(
+            f"{path}: {place}: {first['msg']}: restore it, or make the study in another directory"
+        ) from error
 
 
 def arm_methods(study: Study, table: StudyTable, runs: dict[str, list[Run]]) -> list[Method]:
@@ -109,20 +123,17 @@ def study_table(study: Study, table: StudyTable, runs: dict[str, list[Run]]) -> 
 
 
 def _arm_cells(method: Method, planned: int) -> list[Cell]:
-    scores = [spread(_spread([run.final(key) for run in method.runs])) for key in (PASS_AT_1, PASS_AT_8, REPAIRED)]
-    by_seed = [f"{100 * value:.1f}" for run in method.runs if (value := run.final(PASS_AT_1)) is not None]
     done = len(method.finished)
-    return [Cell(f"{done} of {planned}", done), *scores, Cell(", ".join(by_seed) or NOTHING)]
+    return [Cell(f"{done} of {planned}", done), *_score_cells(method.runs, Run.final)]
 
 
 def _base_cells(runs: Sequence[Run]) -> list[Cell]:
     """One base model a seed, whatever was trained from it."""
     by_seed = {run.seed: run for run in runs if run.base(PASS_AT_1) is not None}
-    scores = [spread(_spread([run.base(key) for run in by_seed.values()])) for key in (PASS_AT_1, PASS_AT_8, REPAIRED)]
-    each = [f"{100 * value:.1f}" for _, run in sorted(by_seed.items()) if (value := run.base(PASS_AT_1)) is not None]
-    return [Cell(NOTHING), *scores, Cell(", ".join(each) or NOTHING)]
+    return [Cell(NOTHING), *_score_cells([by_seed[seed] for seed in sorted(by_seed)], Run.base)]
 
 
-def _spread(values: Sequence[float | None]) -> Spread | None:
-    found = tuple(value for value in values if value is not None)
-    return Spread(found) if found else None
+def _score_cells(runs: Sequence[Run], score: Callable[[Run, str], float | None]) -> list[Cell]:
+    scores = [spread(Spread.of(score(run, key) for run in runs)) for key in (PASS_AT_1, PASS_AT_8, REPAIRED)]
+    by_seed = [f"{100 * value:.1f}" for run in runs if (value := score(run, PASS_AT_1)) is not None]
+    return [*scores, Cell(", ".join(by_seed) or NOTHING)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
-from megatron_cgrpo.report.methods import Spread
+from megatron_cgrpo.report.methods import Method, Spread
+from megatron_cgrpo.report.run_files import Run
 
 NOTHING = "–"
 
@@ -46,11 +48,6 @@ def spread(found: Spread | None, digits: int = 1, scale: float = 100.0) -> Cell:
     return Cell(f"{found.mean * scale:,.{digits}f}{std}", found.mean)
 
 
-def share(part: float, whole: float, digits: int = 1) -> Cell:
-    """A percentage with its counts."""
-    return Cell(f"{part / whole:.{digits}%} ({part:,.0f}/{whole:,.0f})", part / whole) if whole else Cell(NOTHING)
-
-
 def without_empty_columns(table: Table) -> Table:
     """Less the columns in which no row has anything."""
     kept = [0] + [j for j in range(1, len(table.columns)) if any(row[j].text != NOTHING for row in table.rows)]
@@ -61,6 +58,29 @@ def without_empty_columns(table: Table) -> Table:
         [[row[j] for j in kept] for row in table.rows],
         table.note,
     )
+
+
+def noted(table: Table, note: str | None) -> Table:
+    """With ``note`` after what stands below the table."""
+    return replace(table, note=f"{table.note} {note}".strip()) if note else table
+
+
+def spread_table(
+    name: str,
+    title: str,
+    methods: Sequence[Method],
+    columns: Mapping[str, str],
+    figure: Callable[[str, Run], float | None],
+    note: str,
+    scale: float = 100.0,
+    digits: int = 1,
+) -> Table:
+    """A row a method: the spread over its runs of ``figure(key, run)`` for every key of ``columns``, by its heading."""
+    rows = [
+        [Cell(method.label), *(spread(method.spread(partial(figure, key)), digits, scale) for key in columns)]
+        for method in methods
+    ]
+    return without_empty_columns(Table(name, title, ["method", *columns.values()], rows, note))
 
 
 def markdown(table: Table) -> str:

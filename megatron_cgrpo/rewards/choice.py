@@ -64,9 +64,17 @@ def _is_letter(match: re.Match[str]) -> bool:
     return match["letter"] not in _ALSO_WORDS or not after or after[0] != " " or after.strip() == ""
 
 
+def _expected(answer: str) -> str | None:
+    return _label(answer_key(answer).upper())
+
+
 class ChoiceVerifier(Verifier):
+    def check_answer(self, answer: str) -> None:
+        if _expected(answer) is None:
+            raise ValueError(f"answer {answer!r} is no option; choice needs one letter, {_LETTERS}")
+
     def judge(self, response: str, answer: str) -> Verdict:
-        expected = _label(answer_key(answer).upper())
+        expected = _expected(answer)
         if expected is None:
             return error("answer")
         given = choice_letter(response)

@@ -34,6 +34,10 @@ class ExactVerifier(Verifier):
     def __init__(self, tolerance: float = TOLERANCE) -> None:
         self._tolerance = tolerance
 
+    def check_answer(self, answer: str) -> None:
+        if parse_value(answer) == "":
+            raise ValueError(f"answer {answer!r} is empty; exact needs a number, a boolean, a list or text")
+
     def judge(self, response: str, answer: str) -> Verdict:
         expected = parse_value(answer)
         if expected == "":

@@ -12,7 +12,7 @@ from megatron_cgrpo.rewards.workers import OverLimit, WorkerPool
 from megatron_cgrpo.types import Verdict
 
 _TOLERANCE = 1e-6  # relative, for decimals: 0.333333 is 1/3, 0.3333 is not
-_OUTCOMES = {"equal": CORRECT, "different": WRONG, "unparsable": NO_ANSWER}
+_OUTCOMES = {"equal": CORRECT, "different": WRONG, "unparsable": NO_ANSWER, "failed": error("algebra")}
 
 
 class MathVerifier(Verifier):
@@ -20,13 +20,18 @@ class MathVerifier(Verifier):
 
     The final answer is the last ``\boxed{}``, else what "answer is" announces. Most answers are settled by notation
     alone. The rest go to ``workers`` processes, which start when first needed; an expression that takes more than
-    ``cpu_seconds`` of CPU time or ``memory_bytes`` gets ``timeout``, never ``wrong``.
+    ``cpu_seconds`` of CPU time or ``memory_bytes`` gets ``timeout``, never ``wrong``; one on which the algebra fails,
+    so that the two cannot be compared, gets ``error:algebra``.
     """
 
     def __init__(self, workers: int = 2, cpu_seconds: float = 5.0, memory_bytes: int = 1 << 30) -> None:
         if importlib.util.find_spec("math_verify") is None:
             raise ImportError("the math domain needs the package math-verify: pip install math-verify")
         self._pool = WorkerPool("megatron_cgrpo.rewards.math_worker", workers, cpu_seconds, memory_bytes)
+
+    def check_answer(self, answer: str) -> None:
+        if not tidy(answer):
+            raise ValueError(f"answer {answer!r} is empty; math needs LaTeX or text")
 
     def judge(self, response: str, answer: str) -> Verdict | Future[Verdict]:
         if not tidy(answer):

@@ -1,7 +1,7 @@
 """The worker process of the math domain: Hugging Face's math-verify (Apache-2.0), one comparison per request.
 
 It has neither math-verify's own time-outs, which are Python signal handlers and do not interrupt C code, nor its
-absolute rounding for small numbers.
+absolute rounding for small numbers, and a comparison on which it fails is not a wrong answer.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import logging
 import re
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
+import mpmath  # type: ignore[import-untyped]
 from math_verify import (  # type: ignore[import-untyped]
     ExprExtractionConfig,
     LatexExtractionConfig,
     parse,
     verify,
 )
-from sympy import Expr, Symbol, UnevaluatedExpr, prime  # type: ignore[import-untyped]
+from sympy import Expr, N, Symbol, UnevaluatedExpr, prime  # type: ignore[import-untyped]
 
 from megatron_cgrpo.rewards.workers import worker_loop
 
@@ -27,13 +29,33 @@ _EXTRACTION = (LatexExtractionConfig(), ExprExtractionConfig())
 
 
 def compare(request: list[str]) -> str:
-    """``[given, expected]``, both tidied -> ``equal``, ``different`` or, of the given answer, ``unparsable``."""
-    given, expected = (_parse(text) for text in request)
+    """``[given, expected]``, both tidied -> ``equal``, ``different``, ``unparsable`` (the given answer), ``failed``.
+
+    ``failed``: the algebra raised, so that nothing is known. Whatever an answer makes it raise, the worker lives on.
+    """
+    try:
+        return _compare(*map(_parse, request))
+    except MemoryError:
+        raise
+    except Exception:
+        return "failed"
+
+
+def _compare(given: tuple[Any, ...], expected: tuple[Any, ...]) -> str:
     if not given or (isinstance(given[0], str) and expected and not isinstance(expected[0], str)):
         return "unparsable"
     if expected and _far_apart(given[0], expected[0]):
         return "different"
-    return "equal" if verify(list(expected), list(given), timeout_seconds=None) else "different"
+    failure: Exception | None = None
+    for right, answer in product(expected, given):
+        try:
+            if verify(right, answer, timeout_seconds=None, raise_on_error=True):
+                return "equal"
+        except Exception as error:  # the next pair, of the texts, may still be equal
+            failure = error
+    if failure is not None:
+        raise failure
+    return "different"
 
 
 @lru_cache(maxsize=2000)  # the samples of a group share the expected answer, and often the given one
@@ -56,10 +78,15 @@ def _far_apart(given: Any, expected: Any) -> bool:
     symbols = sorted(given.free_symbols | expected.free_symbols, key=str)
     point = dict(zip(symbols, map(prime, range(1, len(symbols) + 1)), strict=True))
     try:
-        a, b = (complex(e.doit().subs(point)) for e in (given, expected))
+        a, b = (_number(e.doit().subs(point)) for e in (given, expected))
     except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError):
         return False  # undefined there, infinite, or no number
-    return abs(a - b) > _TOLERANCE * max(abs(a), abs(b))
+    return bool(abs(a - b) > _TOLERANCE * max(abs(a), abs(b)))
+
+
+def _number(value: Expr) -> Any:
+    """A complex number of mpmath, whose exponents have no bounds."""
+    return mpmath.mpc(*N(value).as_real_imag())
 
 
 if __name__ == "__main__":

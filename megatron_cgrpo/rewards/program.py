@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from megatron_cgrpo.rewards.program_tests import ExpressionTest, ProgramTests, StreamTest, parse_tests
 from megatron_cgrpo.rewards.sandbox import Limits, Run, Sandbox
 from megatron_cgrpo.rewards.verifier import CORRECT, NO_ANSWER, TIMEOUT, WRONG, Verifier, error
 from megatron_cgrpo.types import Verdict
 
+logger = logging.getLogger(__name__)
+
 _FENCE = re.compile(r"^```[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<source>.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+_END = re.compile(r"\[(END)\]", re.IGNORECASE)
 _HARNESS = Path(__file__).with_name("harness.py")
 _MOST_FAILURES = 3  # after which the remaining tests are not run
 _LONGEST = 300  # characters of an input or output in a report
+
+Outcome = dict[str, str]
+"""Of one expression: its ``value``, or what it ``raised``."""
 
 Cause = Literal["output", "exception", "timeout", "output limit", "no result"]
 
@@ -78,6 +85,9 @@ class CodeVerifier(Verifier):
         self.confined = self.sandbox.strong
         self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="programs")
 
+    def check_answer(self, answer: str) -> None:
+        parse_tests(answer)
+
     def judge(self, response: str, answer: str) -> Verdict | Future[Verdict]:
         try:
             tests = parse_tests(answer)
@@ -99,6 +109,9 @@ class CodeVerifier(Verifier):
             return self._examine(response, tests).verdict
         except (OSError, RuntimeError):
             return error("sandbox")
+        except Exception:  # a program chooses what we read, and no program may end a run
+            logger.exception("the tests of a program could not be judged")
+            return error("harness")
 
     def _examine(self, response: str, tests: ProgramTests) -> CodeReport:
         program = extract_program(response)
@@ -133,31 +146,30 @@ class CodeVerifier(Verifier):
         return run
 
 
-def _read_report(run: Run) -> tuple[CompileError | None, list[dict[str, Any]]]:
-    """The compiler's error, or the outcomes; lines that are not the harness's are the program's own doing."""
-    outcomes: list[dict[str, Any]] = []
+def _read_report(run: Run) -> tuple[CompileError | None, list[Outcome]]:
+    """The compiler's error, or the outcomes up to the first line that is not the harness's but the program's doing."""
+    outcomes: list[Outcome] = []
     for line in run.report.splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             break
-        if not isinstance(entry, dict):
-            break
-        if "compile_error" in entry and not outcomes:
-            kind, message, number, text = entry["compile_error"]
-            return CompileError(kind, message, number, _cut(text)), []
-        outcomes.append(entry)
+        match entry:
+            case {"compile_error": [str(kind), str(message), int() | None as number, str(text)]} if not outcomes:
+                return CompileError(kind, message, number, _cut(text)), []
+            case {"value": str()} | {"raised": str()}:
+                outcomes.append(entry)
+            case _:
+                break
     return None, outcomes
 
 
-def _failed_expressions(
-    tests: tuple[ExpressionTest, ...], outcomes: list[dict[str, Any]], run: Run
-) -> list[FailedTest]:
+def _failed_expressions(tests: tuple[ExpressionTest, ...], outcomes: list[Outcome], run: Run) -> list[FailedTest]:
     failures = []
     for number, test in enumerate(tests):
         outcome = outcomes[number] if number < len(outcomes) else {}
         value, raised = outcome.get("value"), outcome.get("raised")
-        if isinstance(value, str) and test.accepts(value):
+        if value is not None and test.accepts(value):
             continue
         cause: Cause = "output" if value is not None else "exception" if raised is not None else _no_result(run)
         got = value if value is not None else raised if raised is not None else _last_line(run.stderr)
@@ -200,7 +212,12 @@ def _cut(text: str) -> str:
 
 def critique(report: CodeReport) -> str:
     """The program critique: the compiler's error or the failing tests, ending in the conclusion line of a critic."""
-    return f"{_findings(report)}\nConclusion: {'correct' if report.verdict.correct else 'incorrect'} [END]"
+    return f"{_harmless(_findings(report))}\nConclusion: {'correct' if report.verdict.correct else 'incorrect'} [END]"
+
+
+def _harmless(text: str) -> str:
+    """What a program wrote can neither conclude in the critic's place nor be impossible to write down."""
+    return _END.sub(r"\[\1\]", text).encode(errors="replace").decode()
 
 
 def _findings(report: CodeReport) -> str:

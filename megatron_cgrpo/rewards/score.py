@@ -77,7 +77,8 @@ def score_file(path: Path, verifier: Verifier, progress: Callable[[int], None] |
     causes: Counter[str] = Counter()
     rows = 0
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        # Half of a surrogate pair has no UTF-8, and its backslash escape is the one of JSON.
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
             for rows, scored in enumerate(_scored(path, verifier), start=1):
                 causes[scored["cause"]] += 1
                 file.write(json.dumps(scored, ensure_ascii=False) + "\n")

@@ -45,6 +45,10 @@ class Verifier(ABC):
     def judge(self, response: str, answer: str) -> Verdict | Future[Verdict]:
         """The verdict on a complete response: at once where that is cheap, else to come."""
 
+    @abstractmethod
+    def check_answer(self, answer: str) -> None:
+        """Raises ``ValueError`` for one that is not the domain's: every response would get ``error:answer``."""
+
     def submit(self, row: Row) -> Verdict | Future[Verdict]:
         """As ``judge``; a response that was cut off earns nothing: rewarding it would teach not to stop."""
         if row.finish_reason is FinishReason.LENGTH:

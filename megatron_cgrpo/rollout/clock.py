@@ -22,6 +22,7 @@ class StageClock:
         self._in_flight: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.tokens: dict[str, int] = {}
+        self.prompt_tokens: dict[str, int] = {}
 
     @contextmanager
     def track(self, stage: str, work: float = 1.0) -> Iterator[None]:
@@ -34,8 +35,10 @@ class StageClock:
             self._advance()
             self._in_flight[stage] -= work
 
-    def count_tokens(self, stage: str, tokens: int) -> None:
-        self.tokens[stage] = self.tokens.get(stage, 0) + tokens
+    def count_tokens(self, stage: str, sampled: int, prompt: int = 0) -> None:
+        """``prompt`` tokens count once a request, however many responses were sampled from it."""
+        self.tokens[stage] = self.tokens.get(stage, 0) + sampled
+        self.prompt_tokens[stage] = self.prompt_tokens.get(stage, 0) + prompt
 
     def _advance(self) -> None:
         now = self._now()

@@ -72,18 +72,29 @@ class Collector:
         if critic is None or algorithm.refinements == 0:
             return Group(prompt, initial)
         initial, critiques = await self._judged(critic, prompt, initial, step)
-        if not triggered([sample.reward for sample in initial], config.trigger, config.trigger_below):
-            return Group(prompt, initial, critique_failures=_failures(critiques))
+        rewards = [sample.reward for sample in initial if not sample.unjudged]
+        if not rewards or not triggered(rewards, config.trigger, config.trigger_below):
+            return Group(prompt, initial, critique_failures=_failures(critiques), stand_ins=_stand_ins(critiques))
         outcomes = await _all(
             self._refined(critic, prompt, parent, sample, step, critiques[parent] if critiques else None)
             for parent, sample in enumerate(initial)
+            if not sample.unjudged  # nobody knows whether there is anything to refine
         )
         refinements = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
         dropped = Counter(outcome.cause for outcome in outcomes if isinstance(outcome, CritiqueFailure))
         refinements, verdicts = await self._judged(critic, prompt, refinements, step)
         rng = Random(self._seed(step, prompt, "select"))
-        selected = select(refinements, algorithm.refinements, algorithm.selection, rng)
-        return Group(prompt, initial, refinements, selected, _by_cause(dropped), _failures([*outcomes, *verdicts]))
+        judged = [index for index, sample in enumerate(refinements) if not sample.unjudged]
+        chosen = select([refinements[index] for index in judged], algorithm.refinements, algorithm.selection, rng)
+        return Group(
+            prompt,
+            initial,
+            refinements,
+            [judged[index] for index in chosen],
+            _by_cause(dropped),
+            _failures([*outcomes, *verdicts]),
+            _stand_ins([*critiques, *verdicts] or outcomes),
+        )
 
     async def _judged(
         self, critic: Critic, prompt: Prompt, samples: list[Sample], step: int
@@ -142,7 +153,10 @@ class Collector:
         request = CritiqueRequest(prompt, sample.text, sample.completion.token_ids, sample.verdict, seed)
         with self.clock.track("critique"):
             outcome = await critic.critique(request)
-        self.clock.count_tokens("critique", outcome.generated_tokens)
+        self.clock.count_tokens("critique", outcome.generated_tokens, outcome.prompt_tokens)
+        if isinstance(outcome, Critique) and outcome.stands_in and sample.verdict.failed:
+            # It repeats a verdict that there is not.
+            return CritiqueFailure(outcome.failures[-1], outcome.failures[:-1])
         return outcome
 
     async def _complete(
@@ -152,7 +166,8 @@ class Collector:
         request = GenerateRequest(token_ids, n, seed, rollout.max_response_tokens, rollout.temperature)
         with self.clock.track(stage, n):
             completions = await generator.generate(request)
-        self.clock.count_tokens(stage, sum(len(completion.token_ids) for completion in completions))
+        sampled = sum(len(completion.token_ids) for completion in completions)
+        self.clock.count_tokens(stage, sampled, len(token_ids))
         return completions
 
     async def _sample(
@@ -182,6 +197,12 @@ def _rewarded(sample: Sample, critique: Critique | CritiqueFailure) -> Sample:
 def _failures(outcomes: Sequence[Sample | Critique | CritiqueFailure]) -> dict[str, int]:
     """Every failed attempt by its cause, also of those that a later attempt made good."""
     return _by_cause(Counter(cause for outcome in outcomes for cause in _failed_attempts(outcome)))
+
+
+def _stand_ins(outcomes: Sequence[Sample | Critique | CritiqueFailure]) -> int:
+    """Templates among the critiques that were used."""
+    used = [outcome.critique if isinstance(outcome, Sample) else outcome for outcome in outcomes]
+    return sum(isinstance(critique, Critique) and critique.stands_in for critique in used)
 
 
 def _failed_attempts(outcome: Sample | Critique | CritiqueFailure) -> tuple[str, ...]:

@@ -29,4 +29,4 @@ class EngineWriter:
             GenerateRequest(prompt_ids, 1, request.seed, rollout.max_critique_tokens, rollout.temperature)
         )
         ids = completion.token_ids
-        return Draft(self._decode(ids), ids, completion.finish_reason is FinishReason.LENGTH, len(ids))
+        return Draft(self._decode(ids), ids, completion.finish_reason is FinishReason.LENGTH, len(ids), len(prompt_ids))

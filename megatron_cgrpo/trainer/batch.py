@@ -89,8 +89,9 @@ def build_rows(
     """Split ``groups`` into ``updates_per_step`` contiguous mini-batches, equal in groups up to one.
 
     What ``algorithm.trains_on`` names is the mini-batch, and counts in its reduction's denominator; without a baseline
-    only what earned a reward. Left out of the rows, because they have no gradient, are empty responses and, unless a KL
-    or entropy term acts on them, groups whose rewards are all equal.
+    only what earned a reward. What nobody judged is in neither batch nor baseline. Left out of the rows, because they
+    have no gradient, are empty responses and, unless a KL or entropy term acts on them, groups whose rewards are all
+    equal.
     Raises ``ValueError`` if there are fewer groups than updates, or critiques train without ``critique_tokens``.
     """
     if len(groups) < updates_per_step:
@@ -99,12 +100,7 @@ def build_rows(
         )
     if "critiques" in algorithm.trains_on and critique_tokens is None:
         raise ValueError("algorithm.trains_on has critiques: give critique_tokens")
-    advantages = [
-        group_advantages(
-            [sample.reward for sample in group.samples], algorithm.advantage.normalize, algorithm.advantage.baseline
-        )
-        for group in groups
-    ]
+    advantages = [_advantages(group, algorithm) for group in groups]
     candidates = [
         [
             *_samples(number, group, advantages[number], algorithm),
@@ -117,8 +113,16 @@ def build_rows(
         _mini_batch([one for group in candidates[start:end] for one in group], algorithm, max_response_tokens)
         for start, end in zip(bounds, bounds[1:], strict=False)
     ]
-    rows, trained = ([[pair[side] for pair in batch] for batch in batches] for side in (0, 1))
+    rows = [[row for row, _ in batch] for batch in batches]
+    trained = [[text for _, text in batch] for batch in batches]
     return StepRows(rows, trained, advantages)
+
+
+def _advantages(group: Group, algorithm: AlgorithmConfig) -> list[float]:
+    """Of each sample; what nobody judged has none, and is no part of the others' baseline."""
+    rewards = [sample.reward for sample in group.samples if not sample.unjudged]
+    found = iter(group_advantages(rewards, algorithm.advantage.normalize, algorithm.advantage.baseline))
+    return [0.0 if sample.unjudged else next(found) for sample in group.samples]
 
 
 def _samples(
@@ -126,7 +130,7 @@ def _samples(
 ) -> Iterator[_Candidate]:
     informative = algorithm.kl.coef > 0 or algorithm.entropy.coef > 0 or any(advantages)
     for index, (sample, advantage) in enumerate(zip(group.samples, advantages, strict=True)):
-        counts = algorithm.advantage.baseline != "none" or sample.reward > 0
+        counts = not sample.unjudged and (algorithm.advantage.baseline != "none" or sample.reward > 0)
         if counts and _SOURCES[sample.origin] in algorithm.trains_on:
             # A refinement too is trained on the question alone: never on the critique that it was sampled under.
             yield _Candidate(
@@ -147,10 +151,8 @@ def _critiques(
     if critique_tokens is None or "critiques" not in algorithm.trains_on:
         return
     for index, refinement in enumerate(group.refinements):
-        critique, parent = refinement.critique, refinement.parent
-        if critique is None or parent is None:
-            continue
-        if critique.concludes_correct == group.initial[parent].verdict.correct:
+        critique, verdict = refinement.critique, group.attempt(refinement).verdict
+        if critique is not None and not verdict.failed and critique.concludes_correct == verdict.correct:
             prompt_ids, response_ids = critique_tokens(group, refinement)
             yield _Candidate(
                 TrainedRow(number, index, "critique"), Origin.CRITIQUE, prompt_ids, response_ids, [], 1.0, True

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.observe.metrics import read_metrics
+from megatron_cgrpo.trainer.cost import COMPUTE
 
-COMPUTE = "cost.compute"
+PROMPTS = "cost.update.prompt_tokens"
+"""In the line of every step whose compute is counted in today's unit."""
 
 
 class ComputeBudget:
@@ -35,13 +37,19 @@ class ComputeBudget:
 def compute_of(run: Path | None) -> float | None:
     """What a finished run cost; None for no run.
 
-    Raises ConfigError where the run did not record it.
+    Raises ConfigError where the run did not record it, or in another unit.
     """
     if run is None:
         return None
-    total = sum(line.get(COMPUTE, 0.0) for line in read_metrics(run / "metrics.jsonl"))
+    steps = [line for line in read_metrics(run / "metrics.jsonl") if COMPUTE in line]
+    total = sum(line[COMPUTE] for line in steps)
     if total == 0:
         raise ConfigError(
             f"train.compute_of={run}: its metrics.jsonl has no {COMPUTE}: name a run of this version that trained"
+        )
+    if any(PROMPTS not in line for line in steps):
+        raise ConfigError(
+            f"train.compute_of={run}: its metrics.jsonl has no {PROMPTS}: an earlier version wrote it, which counted "
+            "compute without prompts: train it again"
         )
     return total

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from megatron_cgrpo.config.critic import CriticConfig
 from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.rollout.clock import StageClock
 from megatron_cgrpo.types import TrainRow
 
 PHASES = {
@@ -21,33 +22,53 @@ PHASES = {
 """Source of cost -> the phase of a step whose seconds it is charged with (``time.<phase>``)."""
 SAMPLED = {source: PHASES[source] for source in ("rollout", "critique", "refinement")}
 
+COMPUTE = "cost.compute"
+"""The key that runs are compared at, see ``step_compute``."""
+
 BACKWARD = 3
-"""A trained token in units of a generated one: 2N FLOPs forward, 4N backward, for N parameters."""
+"""A trained token in units of one that passes forward: 2N FLOPs forward, 4N backward, for N parameters."""
 
 
-def step_compute(cost: Mapping[str, float]) -> float:
-    """Compute of a step from its ``cost.<source>.tokens``, in tokens that pass once through the model (2N FLOPs each).
+def token_prices(recipe: Recipe, step: int, critic_scale: float) -> dict[str, float]:
+    """What a token of each source costs in ``step``, in tokens that pass once through the policy (2N FLOPs each).
 
-    A token that any model generates counts 1, one of a pass for log-probabilities 1, a trained one 3. Prompts are not
-    counted: engines cache them, and a method's prompts would otherwise price its templates.
+    ``critic_scale`` is the size of ``critic.model`` over the policy's. Somebody else's server is paid otherwise, and
+    costs nothing here.
     """
-    once = sum(cost.get(f"cost.{source}.tokens", 0) for source in (*SAMPLED, "logprob"))
-    return once + BACKWARD * cost.get("cost.update.tokens", 0)
-
-
-def token_costs(tokens: Mapping[str, int], mini_batches: Sequence[Sequence[TrainRow]]) -> dict[str, float]:
-    """``cost.<source>.tokens``, tokens of responses, and ``cost.compute``.
-
-    ``tokens`` were generated, by phase; ``mini_batches`` are the rows as they went into the updates. Verification, sync
-    and evaluation have no tokens to charge.
-    """
-    cost: dict[str, float] = {
-        f"cost.{source}.tokens": tokens[phase] for source, phase in SAMPLED.items() if phase in tokens
+    critic = recipe.critic
+    return {
+        "rollout": 1.0,
+        "critique": {"self": 1.0, "model": critic_scale}.get(_critic_of(critic, step), 0.0),
+        "refinement": critic_scale if critic.refiner == "model" else 1.0,
+        "logprob": 1.0,
+        "update": float(BACKWARD),
     }
+
+
+def token_costs(
+    clock: StageClock, mini_batches: Sequence[Sequence[TrainRow]], prices: Mapping[str, float]
+) -> dict[str, float]:
+    """``cost.<source>.tokens`` of responses, ``.prompt_tokens``, and ``cost.compute``, what both cost at ``prices``.
+
+    ``clock`` has what was sampled; its prompts count once a request, since siblings share theirs. ``mini_batches`` are
+    the rows as they went into the updates: each is a sequence of its own, prompt included. Verification, sync,
+    evaluation and what only measures are not charged.
+    """
     rows = [row for batch in mini_batches for row in batch]
-    cost["cost.logprob.tokens"] = sum(row.response_length * _passes(row) for row in rows)
-    cost["cost.update.tokens"] = sum(row.response_length for row in rows)
-    return cost | {"cost.compute": step_compute(cost)}
+    tokens = {source: clock.tokens[phase] for source, phase in SAMPLED.items() if phase in clock.tokens}
+    prompts = {source: clock.prompt_tokens[SAMPLED[source]] for source in tokens}
+    tokens |= {
+        "logprob": sum(row.response_length * _passes(row) for row in rows),
+        "update": sum(row.response_length for row in rows),
+    }
+    prompts |= {
+        "logprob": sum(row.prompt_length * _passes(row) for row in rows),
+        "update": sum(row.prompt_length for row in rows),
+    }
+    cost: dict[str, float] = {COMPUTE: sum(prices[source] * (tokens[source] + prompts[source]) for source in tokens)}
+    for source in tokens:
+        cost |= {f"cost.{source}.tokens": tokens[source], f"cost.{source}.prompt_tokens": prompts[source]}
+    return cost
 
 
 def time_costs(times: Mapping[str, float], devices: Mapping[str, int]) -> dict[str, float]:

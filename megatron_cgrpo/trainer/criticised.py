@@ -12,9 +12,8 @@ from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.critique.protocol import Critic
 from megatron_cgrpo.evaluation.rescue import Rescuer
 from megatron_cgrpo.evaluation.self_critique import self_critique_eval
-from megatron_cgrpo.rollout.protocol import Generator
 from megatron_cgrpo.tasks.base import Split
-from megatron_cgrpo.trainer.critics import Critics
+from megatron_cgrpo.trainer.critics import Critics, refiner_of
 from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.serve import served
 from megatron_cgrpo.trainer.signals import exit_on_stop
@@ -26,17 +25,21 @@ def rescue(
 ) -> dict[str, Any]:
     """``Rescuer.rescue`` for each kind of critique on the first ``prompts`` problems (None: all) of ``split``.
 
-    The recipe says the rest: answers a problem, who writes chain-of-thought critiques, and who refines.
+    The recipe says the rest: answers a problem, who writes chain-of-thought critiques, and who refines. What a server
+    was asked and paid is there as in a run's metrics (``critique.api.*``).
     """
     with (
         Problems.load(recipe) as problems,
         exit_on_stop() as stop,
         served(recipe, problems, checkpoint, stop, critic=True) as system,
     ):
-        critics = {kind: _critic(recipe, kind, problems, system) for kind in kinds}
+        asked = {kind: _critics(recipe, kind, problems, system) for kind in kinds}
+        critics: dict[str, Critic] = {kind: _critic(of_kind) for kind, of_kind in asked.items()}
         questions = (problems.test if split == "test" else problems.train)[:prompts]
-        rescuer = Rescuer(system.pool, problems.task, recipe, problems.tokenizer.decode, _refiner(recipe, system))
+        rescuer = Rescuer(system.pool, problems.task, recipe, problems.tokenizer.decode, refiner_of(recipe, system))
         result = stop.run(rescuer.rescue(questions, critics))
+        for of_kind in asked.values():
+            result |= of_kind.take_metrics()  # at most one kind asks a server
     return result | {
         "split": split,
         "seed": recipe.seed,
@@ -48,6 +51,8 @@ def rescue(
 
 def self_critique(recipe: Recipe, checkpoint: Path | None) -> dict[str, float]:
     """``self_critique_eval`` of held-out problems with the recipe's critic, ``evaluation.final_samples`` answers each.
+
+    With ``critique.api.*`` where the critic asks a server.
 
     Raises ConfigError where the recipe has no critic.
     """
@@ -61,27 +66,29 @@ def self_critique(recipe: Recipe, checkpoint: Path | None) -> dict[str, float]:
         exit_on_stop() as stop,
         served(recipe, problems, checkpoint, stop, critic=True) as system,
     ):
-        return stop.run(
+        critics = _critics(recipe, recipe.critic.kind, problems, system)
+        scores = stop.run(
             self_critique_eval(
                 system.pool,
                 problems.task,
-                _critic(recipe, recipe.critic.kind, problems, system),
+                _critic(critics),
                 recipe,
                 problems.tokenizer.decode,
                 problems.test[: recipe.evaluation.prompts],
                 recipe.evaluation.final_samples,
-                _refiner(recipe, system),
+                refiner_of(recipe, system),
             )
         )
+        return scores | critics.take_metrics()
 
 
-def _critic(recipe: Recipe, kind: CriticKind, problems: Problems, system: System) -> Critic:
+def _critics(recipe: Recipe, kind: CriticKind, problems: Problems, system: System) -> Critics:
     """A critique that fails is dropped: one of another kind in its place would tell the model the answer."""
     alone = recipe.critic.model_copy(update={"kind": kind, "schedule": (), "on_failure": "drop"})
-    critic = Critics(recipe.model_copy(update={"critic": alone}), problems, system).at(0)
+    return Critics(recipe.model_copy(update={"critic": alone}), problems, system)
+
+
+def _critic(critics: Critics) -> Critic:
+    critic = critics.at(0)
     assert critic is not None, "only the kind none has no critic"
     return critic
-
-
-def _refiner(recipe: Recipe, system: System) -> Generator | None:
-    return system.critic_pool if recipe.critic.refiner == "model" else None

@@ -8,6 +8,7 @@ from megatron_cgrpo.critique.build import build_critics
 from megatron_cgrpo.critique.generated import Writer
 from megatron_cgrpo.critique.protocol import Critic
 from megatron_cgrpo.rollout.critique_writer import EngineWriter
+from megatron_cgrpo.rollout.protocol import Generator
 from megatron_cgrpo.tasks.base import Task
 from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.system import System
@@ -33,6 +34,11 @@ class Critics:
     def take_metrics(self) -> dict[str, float]:
         """Requests, tokens and cost of a server since the last call; nothing without one."""
         return {} if self._api is None else self._api.take_metrics()
+
+
+def refiner_of(recipe: Recipe, system: System) -> Generator | None:
+    """Who refines in the policy's place; None where the policy does it."""
+    return system.critic_pool if recipe.critic.refiner == "model" else None
 
 
 def _api_writer(recipe: Recipe, task: Task) -> ApiWriter:

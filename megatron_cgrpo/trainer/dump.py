@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from megatron_cgrpo.observe.rollouts import GroupDetails, RefinementDetails, TrainedText
 from megatron_cgrpo.tasks.base import Task
 from megatron_cgrpo.trainer.batch import StepRows
-from megatron_cgrpo.trainer.ledger import Origins, TrainedRefinement
+from megatron_cgrpo.trainer.ledger import Logprobs, Origins
 from megatron_cgrpo.types import Group, Sample
 
 Show = Callable[[list[int]], str]
@@ -17,26 +17,25 @@ Show = Callable[[list[int]], str]
 def group_details(
     groups: Sequence[Group],
     rows: StepRows,
-    refinements: Sequence[TrainedRefinement],
+    question: Logprobs,
     origins: Sequence[Sequence[Origins]],
     task: Task,
     show: Show,
 ) -> list[GroupDetails]:
-    """One for each group; ``origins[g]`` are those of ``groups[g].refinements``."""
+    """One for each group; ``question[g]`` (given the question alone) and ``origins[g]`` are of its refinements."""
     trained = _trained(len(groups), rows, show)
-    question = {(each.group, each.refinement): _mean(each.question) for each in refinements}
     return [
         GroupDetails(
             trained[number],
             [
                 RefinementDetails(
                     prompt=show(_asked(group, sample, task)),
-                    logp_question=question.get((number, index)),
+                    logp_question=_mean(logprobs),
                     logp_critique=_mean(sample.completion.logprobs),
                     supported=origin.supported,
                     leaked=origin.leaked,
                 )
-                for index, (sample, origin) in enumerate(zip(group.refinements, origins[number], strict=True))
+                for sample, logprobs, origin in zip(group.refinements, question[number], origins[number], strict=True)
             ],
         )
         for number, group in enumerate(groups)
@@ -53,8 +52,8 @@ def _trained(groups: int, rows: StepRows, show: Show) -> list[list[TrainedText]]
 
 
 def _asked(group: Group, refinement: Sample, task: Task) -> list[int]:
-    assert refinement.parent is not None and refinement.critique is not None  # every refinement has both
-    attempt = group.initial[refinement.parent].completion.token_ids
+    assert refinement.critique is not None, "a refinement has a critique"
+    attempt = group.attempt(refinement).completion.token_ids
     return task.refinement_prompt(group.prompt, attempt, refinement.critique.token_ids)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from megatron_cgrpo.actor.group import ActorGroup
 from megatron_cgrpo.config.algorithm import AlgorithmConfig
@@ -12,8 +12,8 @@ from megatron_cgrpo.observe.rollouts import GroupDetails
 from megatron_cgrpo.tasks.base import Task
 from megatron_cgrpo.trainer.batch import StepRows, loss_spec
 from megatron_cgrpo.trainer.dump import group_details
-from megatron_cgrpo.trainer.ledger import ledger_metrics, origins_of, refinement_rows, trained_refinements
-from megatron_cgrpo.types import Group, TrainRow
+from megatron_cgrpo.trainer.ledger import given_the_question, ledger_metrics, origins_of
+from megatron_cgrpo.types import Group
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Witness:
 
     def gather(self, step: int, groups: Sequence[Group], rows: StepRows, algorithm: AlgorithmConfig) -> Evidence:
         """``rows`` are as they go into the updates, none of which has been made."""
-        refinements = trained_refinements(groups, rows, self._given_the_question(refinement_rows(rows)))
+        question = given_the_question(groups, self.actor.logprobs)
         origins = [origins_of(group, self.task) for group in groups]
         shaped = algorithm.refinement.ratio == "shaped"
         gamma = algorithm.refinement.gamma if shaped else None
-        metrics = ledger_metrics(groups, rows, refinements, origins, gamma)
+        metrics = ledger_metrics(groups, rows, question, origins, gamma)
         every = self.observe.gradients_every
         if every and step % every == 0:
             everything = [row for batch in rows.mini_batches for row in batch]
@@ -47,12 +47,5 @@ class Witness:
             metrics |= {f"gradient.{source}": norm for source, norm in norms.items()}
         details: list[GroupDetails] = []
         if self.observe.rollouts:
-            details = group_details(groups, rows, refinements, origins, self.task, self.show)
+            details = group_details(groups, rows, question, origins, self.task, self.show)
         return Evidence(metrics, details)
-
-    def _given_the_question(self, rows: list[TrainRow]) -> list[list[float]]:
-        """The policy's log-probabilities of the responses; the objective may have asked for them already."""
-        known = [row.old_logprobs for row in rows if row.old_logprobs is not None]
-        if len(known) == len(rows):
-            return known
-        return self.actor.logprobs([replace(row, behaviour_logprobs=[]) for row in rows])

@@ -1,12 +1,15 @@
-"""Notices that a policy collapses: entropy, KL or mismatch beyond a threshold for several steps in a row."""
+"""Notices that a run collapses: entropy, KL or mismatch beyond a threshold, or nothing that trains, step after step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from megatron_cgrpo.config.errors import RunError
 from megatron_cgrpo.config.train import GuardConfig
+
+IDLE_STEPS = 5
+"""So many times the patience without anything that trains is an alarm: a small batch may well be solved for a while."""
 
 _STOPPED = "guard.action=stop ended the run: start another with the remedy, or go on with --resume guard.action=warn"
 
@@ -17,21 +20,15 @@ class Collapsed(RunError):
 
 @dataclass(frozen=True)
 class _Watch:
+    """``limit`` says the threshold in words, where the recipe has it."""
+
     name: str
     metric: str
-    threshold: float | None
-    below: bool
+    crossed: Callable[[float], bool]
+    patience: int
+    limit: str
     meaning: str
     remedy: str
-
-    @property
-    def setting(self) -> str:
-        return f"guard.{self.name}_{'below' if self.below else 'above'}"
-
-    def crossed(self, value: float) -> bool:
-        if self.threshold is None:
-            return False
-        return value < self.threshold if self.below else value > self.threshold
 
 
 class CollapseGuard:
@@ -42,7 +39,7 @@ class CollapseGuard:
     """
 
     def __init__(self, config: GuardConfig, lines: Iterable[Mapping[str, float]]) -> None:
-        self._action, self._patience = config.action, config.patience
+        self._action = config.action
         self._watches = [] if config.action == "off" else _watches(config)
         self._counts = {watch.name: 0 for watch in self._watches}
         self._latest: dict[str, float] = {}
@@ -59,54 +56,81 @@ class CollapseGuard:
         return {f"guard.{name}": count for name, count in self._counts.items()}
 
     def alarms(self) -> list[str]:
-        """What the latest step gives reason to say: again after ``patience`` further steps, where the run goes on.
+        """What the latest step gives reason to say: again after as many further steps, where the run goes on.
 
         Raises Collapsed where the guard is to stop the run.
         """
         stops = self._action == "stop"
-        due = [w for w in self._watches if w.name in self._latest and self._due(self._counts[w.name], stops)]
+        due = [watch for watch in self._watches if watch.name in self._latest and self._due(watch, stops)]
         sentences = [self._sentence(watch) for watch in due]
         if stops and sentences:
             raise Collapsed("\n".join([*sentences, _STOPPED]))
         return sentences
 
-    def _due(self, count: int, stops: bool) -> bool:
-        return count >= self._patience if stops else count > 0 and count % self._patience == 0
+    def _due(self, watch: _Watch, stops: bool) -> bool:
+        count = self._counts[watch.name]
+        return count >= watch.patience if stops else count > 0 and count % watch.patience == 0
 
     def _sentence(self, watch: _Watch) -> str:
-        side = "below" if watch.below else "above"
         return (
-            f"{watch.metric}={self._latest[watch.name]:.4g}: {side} {watch.setting}={watch.threshold:g} for "
-            f"{self._counts[watch.name]} steps: {watch.meaning}: {watch.remedy}"
+            f"{watch.metric}={self._latest[watch.name]:.4g}:{watch.limit} for {self._counts[watch.name]} steps: "
+            f"{watch.meaning}: {watch.remedy}"
         )
 
 
 def _watches(config: GuardConfig) -> list[_Watch]:
-    """Those that have a threshold."""
-    watches = [
-        _Watch(
+    """Those that have a threshold, and that something trains."""
+    idle = _Watch(
+        "idle",
+        "tokens.update",
+        lambda tokens: tokens == 0,
+        IDLE_STEPS * config.patience,
+        limit="",
+        meaning="nothing trained",
+        remedy="see reward.initial: where all is solved give harder problems, else easier ones or a critic",
+    )
+    thresholds = [
+        _below(
             "entropy",
-            "entropy.rollout",
+            "entropy.initial",
             config.entropy_below,
-            below=True,
+            config.patience,
             meaning="the policy hardly samples anything new",
             remedy="lower optimizer.lr, or set algorithm.entropy.coef",
         ),
-        _Watch(
+        _above(
             "kl",
             "kl.rollout",
             config.kl_above,
-            below=False,
+            config.patience,
             meaning="the policy is far from the model it started as",
             remedy="lower optimizer.lr, or raise algorithm.kl.coef",
         ),
-        _Watch(
+        _above(
             "mismatch",
             "mismatch.kl",
             config.mismatch_above,
-            below=False,
+            config.patience,
             meaning="engines and trainer disagree about the policy",
             remedy="set algorithm.correction.mode=sequence_mask or model.dtype=float32, or lower optimizer.lr",
         ),
     ]
-    return [watch for watch in watches if watch.threshold is not None]
+    return [*(watch for watch in thresholds if watch is not None), idle]
+
+
+def _below(
+    name: str, metric: str, threshold: float | None, patience: int, *, meaning: str, remedy: str
+) -> _Watch | None:
+    if threshold is None:
+        return None
+    limit = f" below guard.{name}_below={threshold:g}"
+    return _Watch(name, metric, lambda value: value < threshold, patience, limit, meaning, remedy)
+
+
+def _above(
+    name: str, metric: str, threshold: float | None, patience: int, *, meaning: str, remedy: str
+) -> _Watch | None:
+    if threshold is None:
+        return None
+    limit = f" above guard.{name}_above={threshold:g}"
+    return _Watch(name, metric, lambda value: value > threshold, patience, limit, meaning, remedy)

@@ -21,8 +21,8 @@ class CritiqueRows:
     eos_token_id: int
 
     def __call__(self, group: Group, refinement: Sample) -> tuple[list[int], list[int]]:
-        assert refinement.critique is not None and refinement.parent is not None  # every refinement has both
-        response_ids = group.initial[refinement.parent].completion.token_ids
+        assert refinement.critique is not None, "a refinement has a critique"
+        response_ids = group.attempt(refinement).completion.token_ids
         written = refinement.critique.token_ids
         end = [] if written[-1:] == [self.eos_token_id] else [self.eos_token_id]
         return self.task.critique_prompt(group.prompt, response_ids, self.sees), [*written, *end]

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from megatron_cgrpo.tasks.base import Task
-from megatron_cgrpo.trainer.batch import StepRows, TrainedRow
-from megatron_cgrpo.types import Group, TrainRow
+from megatron_cgrpo.trainer.batch import StepRows
+from megatron_cgrpo.types import Group, Origin, Sample, TrainRow
 
 UNLIKELY_NATS = (5, 10, 20)
 """A refinement is this unlikely where the policy gives all of it less than e to the minus that."""
@@ -22,46 +22,40 @@ P_DECADES = tuple(range(-8, 1))
 """Upper ends of the histogram's bins, as powers of ten; the first bin holds everything below."""
 
 
-@dataclass(frozen=True)
-class TrainedRefinement:
-    """A refinement of the batch, ``groups[group].refinements[refinement]``.
-
-    ``question`` holds each token's log-probability (nats) by the policy before the step's first update, given the
-    question alone; ``critique`` by the engine that sampled it, given question, attempt and critique.
-    """
-
-    group: int
-    refinement: int
-    question: list[float]
-    critique: list[float]
+Logprobs = list[list[list[float]]]
+"""``[g][i]`` is of ``groups[g].refinements[i]``, selected or not: its tokens' log-probabilities in nats."""
 
 
 @dataclass(frozen=True)
 class Origins:
     """Of one refinement: do its own steps lead to its right answer, or (``leaked``) was it only told that?
 
-    A wrong refinement is neither.
+    A wrong refinement is neither, and one of a right response leaks nothing.
     """
 
     supported: bool
     leaked: bool
 
 
-def refinement_rows(rows: StepRows) -> list[TrainRow]:
-    """Those whose log-probabilities the ledger needs."""
-    return [row for row, _ in _refinements(rows)]
+def given_the_question(groups: Sequence[Group], score: Callable[[list[TrainRow]], list[list[float]]]) -> Logprobs:
+    """By the policy that ``score`` asks, given the question alone.
 
-
-def trained_refinements(
-    groups: Sequence[Group], rows: StepRows, logprobs: Sequence[list[float]]
-) -> list[TrainedRefinement]:
-    """``logprobs`` are the policy's of ``refinement_rows(rows)``, before the first update."""
-    result = []
-    for (_, text), question in zip(_refinements(rows), logprobs, strict=True):
-        group = groups[text.group]
-        index = group.selected[text.sample - len(group.initial)]
-        result.append(TrainedRefinement(text.group, index, question, group.refinements[index].completion.logprobs))
-    return result
+    All refinements, not the selected ones, of which most are right: those would describe the selection.
+    """
+    rows = [
+        TrainRow(
+            group.prompt.token_ids + sample.completion.token_ids,
+            len(group.prompt.token_ids),
+            advantage=0.0,
+            weight=0.0,
+            origin=Origin.REFINEMENT,
+        )
+        for group in groups
+        for sample in group.refinements
+        if sample.completion.token_ids
+    ]
+    found = iter(score(rows) if rows else [])
+    return [[next(found) if sample.completion.token_ids else [] for sample in group.refinements] for group in groups]
 
 
 def origins_of(group: Group, task: Task) -> list[Origins]:
@@ -69,44 +63,50 @@ def origins_of(group: Group, task: Task) -> list[Origins]:
     answer = re.compile(rf"(?<!\w){re.escape(group.prompt.answer)}(?!\w)")
     found = []
     for sample in group.refinements:
-        assert sample.parent is not None and sample.critique is not None  # every refinement has both
-        right, attempt = sample.verdict.correct, group.initial[sample.parent].text
-        supported = right and task.supported(group.prompt, sample.text, attempt)
+        assert sample.critique is not None, "a refinement has a critique"
+        supported = sample.verdict.correct and task.supported(group.prompt, sample.text, group.attempt(sample).text)
         told = answer.search(sample.critique.text) is not None
-        found.append(Origins(supported, right and told and not supported))
+        found.append(Origins(supported, _corrects(group, sample) and told and not supported))
     return found
 
 
 def ledger_metrics(
     groups: Sequence[Group],
     rows: StepRows,
-    refinements: Sequence[TrainedRefinement],
+    question: Logprobs,
     origins: Sequence[Sequence[Origins]],
     gamma: float | None,
 ) -> dict[str, float]:
-    """``ledger.*``, see docs/architecture.md. ``gamma`` is that of the shaped ratio, None where another one trains.
+    """``ledger.*``, see docs/architecture.md. ``question`` is by the policy before the step's first update, given the
+    question alone; ``gamma`` is that of the shaped ratio, None where another one trains.
 
     Figures of nothing are left out.
     """
-    trained_tokens = sum(row.response_length for batch in rows.mini_batches for row in batch)
-    metrics = _likelihood(refinements, gamma) | _repairs(groups)
+    trained = [row for batch in rows.mini_batches for row in batch]
+    trained_tokens = sum(row.response_length for row in trained)
+    metrics = _likelihood(groups, question, gamma) | _repairs(groups)
     if trained_tokens:
-        refined = sum(row.response_length for row in refinement_rows(rows))
+        refined = sum(row.response_length for row in trained if row.origin is Origin.REFINEMENT)
         metrics |= {"ledger.count.trained_tokens": trained_tokens, "ledger.refined_share": refined / trained_tokens}
-    corrected = sum(sample.verdict.correct for group in groups for sample in group.refinements)
+    corrected = sum(_corrects(group, sample) for group in groups for sample in group.refinements)
     if corrected:
         leaked = sum(each.leaked for group in origins for each in group)
         metrics |= {"ledger.count.corrected": corrected, "ledger.leaked": leaked / corrected}
     return metrics
 
 
-def _likelihood(refinements: Sequence[TrainedRefinement], gamma: float | None) -> dict[str, float]:
-    """Trained refinements given the question alone, and as they were sampled."""
-    question = [logp for refinement in refinements for logp in refinement.question]
+def _corrects(group: Group, refinement: Sample) -> bool:
+    return refinement.verdict.correct and group.had_to_fix(refinement)
+
+
+def _likelihood(groups: Sequence[Group], logprobs: Logprobs, gamma: float | None) -> dict[str, float]:
+    """Refinements given the question alone, and as they were sampled."""
+    refinements = [logps for group in logprobs for logps in group if logps]
+    question = [logp for logps in refinements for logp in logps]
     if not question:
         return {}
-    critique = [logp for refinement in refinements for logp in refinement.critique]
-    whole = [sum(refinement.question) for refinement in refinements]
+    critique = [logp for group in groups for sample in group.refinements for logp in sample.completion.logprobs]
+    whole = [sum(logps) for logps in refinements]
     means = _mean(question), _mean(critique)
     metrics: dict[str, float] = {
         "ledger.count.refinements": len(refinements),
@@ -136,7 +136,7 @@ def _repairs(groups: Sequence[Group]) -> dict[str, float]:
     fixed: Counter[str] = Counter()
     for group in groups:
         for sample in group.refinements:
-            if sample.critique is None or sample.parent is None or group.initial[sample.parent].verdict.correct:
+            if sample.critique is None or not group.had_to_fix(sample) or sample.verdict.failed:
                 continue
             wrong[sample.critique.kind] += 1
             fixed[sample.critique.kind] += sample.verdict.correct
@@ -144,13 +144,6 @@ def _repairs(groups: Sequence[Group]) -> dict[str, float]:
     for kind, count in sorted(wrong.items()):
         metrics |= {f"ledger.count.wrong.{kind}": count, f"ledger.fixed.{kind}": fixed[kind] / count}
     return metrics
-
-
-def _refinements(rows: StepRows) -> Iterator[tuple[TrainRow, TrainedRow]]:
-    for batch, texts in zip(rows.mini_batches, rows.trained, strict=True):
-        for row, text in zip(batch, texts, strict=True):
-            if text.kind == "refinement":
-                yield row, text
 
 
 def _mean(values: Sequence[float]) -> float:

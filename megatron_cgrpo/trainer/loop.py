@@ -15,8 +15,9 @@ from megatron_cgrpo.rollout.collect import Collector
 from megatron_cgrpo.rollout.protocol import EngineDied
 from megatron_cgrpo.trainer.batch import StepRows, build_rows, loss_spec
 from megatron_cgrpo.trainer.budget import ComputeBudget
-from megatron_cgrpo.trainer.cost import devices_of, time_costs, token_costs
-from megatron_cgrpo.trainer.critics import Critics
+from megatron_cgrpo.trainer.cost import devices_of, time_costs, token_costs, token_prices
+from megatron_cgrpo.trainer.critic_watch import CriticWatch
+from megatron_cgrpo.trainer.critics import Critics, refiner_of
 from megatron_cgrpo.trainer.evidence import Evidence, Witness
 from megatron_cgrpo.trainer.guard import Collapsed, CollapseGuard
 from megatron_cgrpo.trainer.imitation import CritiqueRows
@@ -25,6 +26,7 @@ from megatron_cgrpo.trainer.record import Record
 from megatron_cgrpo.trainer.signals import StopRequested, StopSignal
 from megatron_cgrpo.trainer.step_metrics import rollout_metrics, time_metrics, token_metrics, update_metrics
 from megatron_cgrpo.trainer.system import System
+from megatron_cgrpo.trainer.verdicts import VerifierFailed, check_verifier, verdict_metrics
 from megatron_cgrpo.types import Group
 
 logger = logging.getLogger(__name__)
@@ -52,8 +54,8 @@ class TrainingLoop:
         self._sampler, self._budget = sampler, budget
         self._benchmark = problems.benchmark(recipe)
         task, tokenizer = problems.task, problems.tokenizer
-        self._critics = Critics(recipe, problems, system)
-        refiner = system.critic_pool if recipe.critic.refiner == "model" else None
+        self._critics, self._critic_watch = Critics(recipe, problems, system), CriticWatch()
+        refiner = refiner_of(recipe, system)
         self._collector = Collector(system.pool, task, self._critics.at, recipe, tokenizer.decode, refiner)
         self._critique_tokens = CritiqueRows(task, recipe.critic.sees, tokenizer.eos_token_id)
         self._witness = Witness(system.actor, task, tokenizer.show, recipe.observe)
@@ -63,7 +65,8 @@ class TrainingLoop:
         self._served: int | None = None
 
     def run(self) -> None:
-        """Raises StopRequested after a signal and Collapsed by the guard, with all that was trained in a checkpoint."""
+        """With all that was trained in a checkpoint: raises StopRequested after a signal, Collapsed by the guard, and
+        VerifierFailed."""
         try:
             self._stop.check()
             if not self._record.has_base_evaluation:
@@ -73,7 +76,7 @@ class TrainingLoop:
             while not self._ended():
                 self._step(self._trained + 1)
                 self._stop.check()
-        except (StopRequested, Collapsed):
+        except (StopRequested, Collapsed, VerifierFailed):
             if self._record.last_saved != self._record.last_step:
                 self._save(self._record.last_step)
             raise
@@ -86,7 +89,8 @@ class TrainingLoop:
         before = self._sampler.state()
         try:
             groups = self._collect(step, algorithm)
-        except StopRequested:
+            check_verifier(step, groups)
+        except (StopRequested, VerifierFailed):
             self._sampler.load_state(before)  # the abandoned prompts come again when the run is resumed
             raise
         rows = build_rows(
@@ -170,8 +174,10 @@ class TrainingLoop:
         metrics: dict[str, float] = {"step": step, **rollout_metrics(groups), **update_metrics(updates)}
         tokens = sum(update.tokens for update in updates)
         metrics |= token_metrics(clock, tokens) | self._critics.take_metrics() | evidence.metrics
-        metrics |= token_costs(clock.tokens, rows.mini_batches)
+        metrics |= verdict_metrics(groups)
+        metrics |= token_costs(clock, rows.mini_batches, token_prices(recipe, step, self._system.critic_scale))
         metrics |= self._guard.watch(metrics)
+        self._critic_watch.watch(step, groups)
         self._budget.spend([metrics])
         last, every = self._ended(), recipe.evaluation.every
         if last or (every and step % every == 0):

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 _DENOMINATORS = {
-    "critique.false_correct": "critique.concluded",
-    "critique.false_incorrect": "critique.concluded",
+    "critique.false_correct": "critique.of_wrong",
+    "critique.false_incorrect": "critique.of_right",
     "critique.unparsable": "critique.attempts",
     "ledger.leaked": "ledger.count.corrected",
     "ledger.refined_share": "ledger.count.trained_tokens",
@@ -26,7 +26,10 @@ def denominator(key: str) -> str | None:
 
 
 def pool(lines: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The figures of ``ledger.*`` and ``critique.*`` over all ``lines`` together: shares pooled, their counts added."""
+    """The figures of ``ledger.*``, ``critique.*`` and ``verify.*`` over all ``lines`` together.
+
+    Shares are pooled, and their counts added.
+    """
     counts: defaultdict[str, float] = defaultdict(float)
     sums: defaultdict[str, float] = defaultdict(float)
     for line in lines:
@@ -34,7 +37,7 @@ def pool(lines: Iterable[Mapping[str, float]]) -> dict[str, float]:
             below = denominator(key)
             if below is not None:
                 sums[key] += value * line[below]
-            elif key.startswith(("ledger.", "critique.")):
+            elif key.startswith(("ledger.", "critique.", "verify.")):
                 counts[key] += value
     pooled = {key: value / counts[str(denominator(key))] for key, value in sums.items()}
     return dict(sorted((pooled | counts).items()))

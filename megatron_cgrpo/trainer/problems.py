@@ -83,6 +83,14 @@ class Problems:
         if critiques:
             self.check_critiques(recipe)
 
+    def check_step(self, prompts: int) -> None:
+        """Raises ConfigError where a step would ask a problem twice: with the same seeds, for the same responses."""
+        if prompts > len(self.train):
+            raise ConfigError(
+                f"train.prompts_per_step={prompts}: exceeds the {len(self.train)} problems of the training set: lower "
+                "it, or give more problems"
+            )
+
     def check(self, prompt: Prompt) -> None:
         """Raises ConfigError for a prompt that the recipe's limits have no room for."""
         lengths = {"": len(prompt.token_ids)}

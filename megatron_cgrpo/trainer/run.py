@@ -35,6 +35,7 @@ def train(recipe: Recipe, *, resume: bool) -> None:
     """
     budget = ComputeBudget(compute_of(recipe.train.compute_of))
     with Problems.load(recipe) as problems:
+        problems.check_step(recipe.train.prompts_per_step)
         check_imitation(recipe, problems)
         lines, directory = _recorded(recipe, problems, budget, resume=resume)
     summary = summarise(lines)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model_files import MEGATRON_INDEX
@@ -31,9 +33,20 @@ _FREE_KEYS = {
     "model": {"path", "implementation", "logprob_chunk", "recompute"},
     "warm_start": {"cache_dir", "tp", "dp", "micro_batch_tokens"},
     # How a server is reached and what it costs, not which model answers; where a model lies and how many engines.
-    "critic.api": {"base_url", "api_key_env", "concurrency", "timeout_s", "retries", "price_in", "price_out"},
+    "critic.api": {
+        "base_url",
+        "api_key_env",
+        "concurrency",
+        "timeout_s",
+        "retries",
+        "deadline_s",
+        "down_after",
+        "price_in",
+        "price_out",
+    },
     "critic.model": {"path", "engines", "tensor_parallel"},
 }
+_BLOCKS, _BLOCK_BYTES = 256, 1 << 16
 
 
 def check_same(recipe: Recipe, earlier: dict[str, Any], sections: Iterable[str] | None = None) -> None:
@@ -65,11 +78,27 @@ def _sentence(key: str, now: Any, then: Any) -> str:
 
 
 def model_fingerprint(model_dir: Path) -> str:
-    """16 hex digits over the small files' contents and the weight files' sizes: enough to tell models apart."""
-    digest = hashlib.sha256()
+    """16 hex digits over config, tokenizer and weights. Two models of one shape have different ones.
+
+    Weight files of up to 16 MiB are read whole; of larger ones 256 blocks, spread evenly from the first byte to the
+    last, so that the cost is bounded. It is no content hash: a change between the blocks goes unseen.
+    """
+    digest = blake3()
     for path in sorted(model_dir.iterdir()):
         if path.suffix == ".json" or path.name == MEGATRON_INDEX:  # every save gives the index an identity of its own
-            digest.update(path.name.encode() + path.read_bytes())
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
         elif path.suffix in (".safetensors", ".bin", ".distcp"):
-            digest.update(f"{path.name} {path.stat().st_size}".encode())
-    return digest.hexdigest()[:16]
+            _sample_bytes(path, digest)
+    return digest.hexdigest(length=8)
+
+
+def _sample_bytes(path: Path, digest: blake3) -> None:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        if size <= _BLOCKS * _BLOCK_BYTES:
+            digest.update(file.read())
+            return
+        for block in range(_BLOCKS):
+            offset = (size - _BLOCK_BYTES) * block // (_BLOCKS - 1)
+            digest.update(os.pread(file.fileno(), _BLOCK_BYTES, offset))

@@ -47,6 +47,8 @@ def evaluate_file(
     is not asked again; null is a folder named after the file and the settings. Raises ConfigError where ``out`` has
     answers under other settings.
     """
+    if checkpoint is not None:
+        read_manifest(checkpoint)  # says what is wrong with it before its weights are hashed
     with Problems.load(recipe, answers_only=True) as problems, exit_on_stop() as stop:
         settings = _settings(recipe, problems, samples, checkpoint)
         log = AnswerLog.open(out or _default_out(recipe, settings), settings)
@@ -100,7 +102,7 @@ def _settings(recipe: Recipe, problems: Problems, samples: int, checkpoint: Path
     assert isinstance(recipe.task, FileTaskConfig) and recipe.model.path is not None  # as the command sets and checks
     return {
         "model": model_fingerprint(recipe.model.path),
-        "checkpoint": None if checkpoint is None else [str(checkpoint.absolute()), read_manifest(checkpoint).model],
+        "checkpoint": None if checkpoint is None else model_fingerprint(checkpoint / POLICY),
         "domain": recipe.task.domain,
         "prompts": digest.hexdigest(),
         "samples": samples,

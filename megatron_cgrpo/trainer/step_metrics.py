@@ -8,17 +8,21 @@ from collections.abc import Mapping, Sequence
 from megatron_cgrpo.actor.group import GroupUpdate
 from megatron_cgrpo.algorithm.metrics import LOSS_TERMS, reduce_metrics
 from megatron_cgrpo.rollout.clock import IDLE, StageClock
-from megatron_cgrpo.types import FinishReason, Group, Origin
+from megatron_cgrpo.types import TEMPLATES, FinishReason, Group, Origin, Sample
 
 UNPARSABLE = ("no_conclusion", "contradictory", "truncated", "empty")
-TEMPLATES = ("indicative", "indicative_gt")
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Rewards, failures, refinements and lengths. Shares of nothing are left out; solutions are no responses."""
+    """Rewards, failures, refinements, lengths, entropies. Shares of nothing are left out; solutions are no responses.
+
+    What nobody judged has no reward, and counts in no mean of rewards.
+    """
     initial = [sample for group in groups for sample in group.initial if sample.origin is not Origin.SOLUTION]
     trained = [sample for group in groups for sample in group.samples]
     refinements = [sample for group in groups for sample in group.refinements]
+    judged = [sample for sample in initial if not sample.unjudged]
+    verified = [sample for sample in refinements if not sample.verdict.failed]
     critiqued = [group for group in groups if group.triggered]
     refined = [group for group in critiqued if any(sample.verdict.correct for sample in group.refinements)]
     truncated = [sample.completion.finish_reason is FinishReason.LENGTH for sample in initial]
@@ -28,17 +32,21 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "groups.critiqued": len(critiqued),
         "groups.refined": len(refined),
     }
+    if judged:
+        metrics |= {
+            "reward.mean": _mean([sample.reward for sample in trained if not sample.unjudged]),
+            "reward.initial": _mean([sample.reward for sample in judged]),
+        }
     if initial:
         metrics |= {
-            "reward.mean": _mean([sample.reward for sample in trained]),
-            "reward.initial": _mean([sample.reward for sample in initial]),
             "response.tokens_mean": _mean([len(sample.completion.token_ids) for sample in initial]),
             "response.truncated": _mean(truncated),
         }
-    if refinements:
-        metrics["refinement.valid"] = _mean([sample.verdict.correct for sample in refinements])
+    if verified:
+        metrics["refinement.valid"] = _mean([sample.verdict.correct for sample in verified])
     if critiqued:
         metrics["refinement.questions_refined"] = len(refined) / len(critiqued)
+    metrics |= _entropy("initial", initial) | _entropy("refined", refinements)
     return metrics | _critique_agreement(groups) | _critique_counts(groups)
 
 
@@ -80,23 +88,35 @@ def token_metrics(clock: StageClock, update_tokens: int) -> dict[str, float]:
 
 
 def _critique_agreement(groups: Sequence[Group]) -> dict[str, float]:
-    """Of the critiques that were used and concluded something: the shares whose verdict is not the verifier's.
+    """The critiques that were used and concluded something of their own, against the verifier.
 
-    Beside them ``critique.concluded``, how many these are.
+    ``critique.false_correct`` is a share of those of wrong responses, ``.false_incorrect`` one of those of right ones;
+    beside them is how many there are, ``critique.of_wrong`` and ``.of_right``.
     """
-    verdicts = [
-        (sample.critique.concludes_correct, group.initial[sample.parent].verdict.correct)
-        for group in groups
-        for sample in group.refinements
-        if sample.parent is not None and sample.critique is not None and sample.critique.concludes_correct is not None
-    ]
-    if not verdicts:
-        return {}
-    return {
-        "critique.concluded": len(verdicts),
-        "critique.false_correct": _mean([concluded and not verified for concluded, verified in verdicts]),
-        "critique.false_incorrect": _mean([verified and not concluded for concluded, verified in verdicts]),
-    }
+    of_wrong: list[bool] = []
+    of_right: list[bool] = []
+    for group in groups:
+        for sample in group.refinements:
+            critique, verdict = sample.critique, group.attempt(sample).verdict
+            if critique is None or critique.kind in TEMPLATES or critique.concludes_correct is None or verdict.failed:
+                continue
+            (of_right if verdict.correct else of_wrong).append(critique.concludes_correct)
+    metrics: dict[str, float] = {}
+    if of_wrong:
+        metrics |= {"critique.of_wrong": len(of_wrong), "critique.false_correct": _mean(of_wrong)}
+    if of_right:
+        metrics |= {"critique.of_right": len(of_right), "critique.false_incorrect": 1 - _mean(of_right)}
+    return metrics
+
+
+def _entropy(of: str, samples: Sequence[Sample]) -> dict[str, float]:
+    """``entropy.<of>``: minus the engine's log-probability of a sampled token, the mean over all tokens of ``samples``.
+
+    That is an unbiased estimate of the entropy of the distributions that were sampled from, at the temperature of the
+    rollouts, and it covers what does not train as well.
+    """
+    logprobs = [logprob for sample in samples for logprob in sample.completion.logprobs]
+    return {f"entropy.{of}": -_mean(logprobs)} if logprobs else {}
 
 
 def _critique_counts(groups: Sequence[Group]) -> dict[str, float]:
@@ -107,14 +127,15 @@ def _critique_counts(groups: Sequence[Group]) -> dict[str, float]:
         failed.update(group.critique_failures)
     counts = {f"critique.dropped.{cause}": number for cause, number in sorted(dropped.items())}
     counts |= {f"critique.failed.{cause}": number for cause, number in sorted(failed.items())}
+    if stand_ins := sum(group.stand_ins for group in groups):
+        counts["critique.stood_in"] = stand_ins
     return counts | _unparsable(groups, failed)
 
 
 def _unparsable(groups: Sequence[Group], failed: Mapping[str, int]) -> dict[str, float]:
     """Of ``critique.attempts``, the critiques that a model or program wrote: the share without a verdict to be read.
 
-    What failed before a text was there is no attempt, nor is the template that replaces a critique in the end; where
-    critiques reward, such a replacement cannot be told from one that was written, and counts.
+    What failed before a text was there is no attempt, nor is the template that replaces a critique in the end.
     """
     unparsable = sum(failed.get(cause, 0) for cause in UNPARSABLE)
     attempts = unparsable + sum(_parsed(group) for group in groups)
@@ -124,7 +145,7 @@ def _unparsable(groups: Sequence[Group], failed: Mapping[str, int]) -> dict[str,
 def _parsed(group: Group) -> int:
     judged = sum(sample.judged is not None for sample in [*group.initial, *group.refinements])
     critiques = [sample.critique for sample in group.refinements if sample.critique is not None]
-    return judged or sum(critique.kind not in TEMPLATES for critique in critiques)
+    return judged - group.stand_ins if judged else sum(critique.kind not in TEMPLATES for critique in critiques)
 
 
 def _mean(values: Sequence[float]) -> float:

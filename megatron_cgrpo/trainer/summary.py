@@ -13,7 +13,7 @@ Line = dict[str, int | float]
 def summarise(lines: Sequence[Line]) -> dict[str, int | float | None]:
     """``base.*`` and ``trained.*`` evaluations, refinement success over all critiqued groups, seconds, tokens and cost.
 
-    ``ledger.*`` and ``critique.*`` are pooled over all steps.
+    ``ledger.*``, ``critique.*`` and ``verify.*`` are pooled over all steps.
 
     A key whose figure the task or method does not have is None. Raises ``ValueError`` without a final evaluation.
     """

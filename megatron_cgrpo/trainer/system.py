@@ -28,12 +28,14 @@ from megatron_cgrpo.trainer.signals import StopSignal
 class System:
     """What a run drives. The policy's engines refuse to serve before the first ``actor.push``.
 
-    ``critic_pool`` serves ``critic.model``, where the recipe asks it and the system was started with it.
+    ``critic_pool`` serves ``critic.model``, where the recipe asks it and the system was started with it, and
+    ``critic_scale`` is that model's size in policies: the compute of a token of the one over a token of the other.
     """
 
     actor: ActorGroup
     pool: EnginePool
     critic_pool: EnginePool | None = None
+    critic_scale: float = 1.0
 
     @property
     def pools(self) -> list[EnginePool]:
@@ -72,7 +74,10 @@ def start_system(
         pool = starting.result()
         client = WeightClient([engine.handle for engine in pool.engines], recipe.rollout.tensor_parallel)
         actor.connect(engine.transfer_backend, client, client.engine_ranks, recipe.model.dtype)
-        yield System(actor, pool, None if starting_critic is None else starting_critic.result())
+        if starting_critic is None:
+            yield System(actor, pool)
+        else:
+            yield System(actor, pool, starting_critic.result(), _critic_scale(recipe, model_dir))
 
 
 def _start_actor(recipe: Recipe, model_dir: Path, cuda: bool) -> ActorGroup:
@@ -99,6 +104,11 @@ def _start_critic(recipe: Recipe, cuda: bool, executor: ThreadPoolExecutor) -> F
     if not recipe.critic.needs_model or model.path is None:
         return None
     return executor.submit(start_engines, critic_engine_spec(recipe, model.path, cuda), model.engines)
+
+
+def _critic_scale(recipe: Recipe, model_dir: Path) -> float:
+    assert recipe.critic.model.path is not None  # its engines have started
+    return read_model_shape(recipe.critic.model.path).parameters / read_model_shape(model_dir).parameters
 
 
 def _stop_engines(starting: Future[EnginePool]) -> None:

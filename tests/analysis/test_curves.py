@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from megatron_cgrpo.analysis.curves import Curve, average_pass_at_k, plot_entropy, plot_pass_at_k
+from megatron_cgrpo.analysis.curve_plots import plot_entropy, plot_pass_at_k
+from megatron_cgrpo.analysis.curves import Curve, average_pass_at_k
 from megatron_cgrpo.observe.metrics import MetricsLog
 
 
@@ -20,7 +21,8 @@ def write_run(run: Path, lines: list[dict[str, float]]) -> Path:
 
 
 def passes(step: int, *values: float) -> dict[str, float]:
-    return {"step": step} | {f"eval.pass_at_{1 << power}": value for power, value in enumerate(values)}
+    scores = {f"eval.pass_at_{1 << power}": value for power, value in enumerate(values)}
+    return {"step": step, "eval.pass_at_1_misconceived": 0.9} | scores
 
 
 @pytest.fixture
@@ -28,11 +30,11 @@ def runs(tmp_path: Path) -> list[Path]:
     return [
         write_run(
             tmp_path / "a",
-            [passes(0, 0.1, 0.2), passes(5, 0.0, 0.0), passes(10, 0.4, 0.5, 0.6), {"step": 11, "entropy.rollout": 0.5}],
+            [passes(0, 0.1, 0.2), passes(5, 0.0, 0.0), passes(10, 0.4, 0.5, 0.6), {"step": 11, "entropy.initial": 0.5}],
         ),
         write_run(
             tmp_path / "b",
-            [passes(0, 0.3, 0.6), passes(10, 0.6, 0.9), {"step": 11, "entropy.rollout": 0.25, "entropy.refinement": 1}],
+            [passes(0, 0.3, 0.6), passes(10, 0.6, 0.9), {"step": 11, "entropy.initial": 0.25, "entropy.refined": 1}],
         ),
     ]
 
@@ -55,7 +57,7 @@ def test_figures_are_written_with_what_all_runs_have(runs: list[Path], tmp_path:
     assert over_k["trained"] == average_pass_at_k(runs, trained=True)
     assert imread(tmp_path / "k.png").std() > 0
     assert plot_entropy(tmp_path / "entropy.png", runs) == {
-        "initial responses": Curve([11], [0.375], [pytest.approx(0.03125**0.5)])
+        "all initial responses": Curve([11], [0.375], [pytest.approx(0.03125**0.5)])
     }
     assert imread(tmp_path / "entropy.png").std() > 0
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cgrpo.analysis.pass_at_k import mean_pass_at_k, pass_at_k
+from megatron_cgrpo.analysis.pass_at_k import mean_pass_at_k, pass_at_k, read_pass_at_k
 
 
 @given(st.data())
@@ -39,9 +39,16 @@ def test_it_is_unbiased_to_k_of_256() -> None:
 
 
 def test_a_mean_over_problems_for_powers_of_two() -> None:
-    assert mean_pass_at_k([0, 1, 3, 4], 4) == pytest.approx({"pass_at_1": 0.5, "pass_at_2": 0.625, "pass_at_4": 0.75})
-    assert list(mean_pass_at_k([1], 6)) == ["pass_at_1", "pass_at_2", "pass_at_4"]
-    assert mean_pass_at_k([1], 1024)["pass_at_256"] == 0.25
+    assert mean_pass_at_k([(4, 0), (4, 1), (4, 3), (4, 4)]) == pytest.approx({1: 0.5, 2: 0.625, 4: 0.75})
+    assert list(mean_pass_at_k([(6, 1)])) == [1, 2, 4]
+    assert mean_pass_at_k([(1024, 1)])[256] == 0.25
+    assert mean_pass_at_k([(4, 1), (2, 1)]) == {1: 0.375, 2: 0.75}, "up to the fewest answers"
+
+
+def test_scores_are_read_by_k_without_those_of_parts() -> None:
+    scores = {"eval.pass_at_1": 0.25, "eval.pass_at_16": 0.5, "eval.pass_at_1_sound": 1.0, "pass_at_2": 0.75}
+    assert read_pass_at_k(scores, "eval.") == {1: 0.25, 16: 0.5}
+    assert read_pass_at_k(scores) == {2: 0.75}
 
 
 @pytest.mark.parametrize(("samples", "correct", "k"), [(4, 5, 1), (4, -1, 1), (4, 2, 5), (4, 2, 0)])

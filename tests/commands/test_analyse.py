@@ -22,7 +22,7 @@ def run(tmp_path: Path) -> Path:
     directory = tmp_path / "run"
     log = MetricsLog(directory / "metrics.jsonl")
     log.write({"step": 0, "eval.pass_at_1": 0.25, "eval.pass_at_2": 0.5})
-    log.write({"step": 1, "entropy.rollout": 0.5, "eval.pass_at_1": 0.5, "eval.pass_at_2": 0.75})
+    log.write({"step": 1, "entropy.initial": 0.5, "eval.pass_at_1": 0.5, "eval.pass_at_2": 0.75})
     log.close()
     prose = {"text": "Let me check the result of the sum.", "cause": "correct"}
     terse = {"text": "3+4=7", "cause": "wrong"}

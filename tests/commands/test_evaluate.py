@@ -88,12 +88,26 @@ def test_the_same_call_finds_its_answers_and_starts_nothing(folder: Path, scores
     assert "temperature=1.0, not 0.5: name another directory" in other.stderr.replace("\n", " ")
 
 
+def test_another_model_of_the_same_shape_has_answers_of_its_own(
+    folder: Path, scores: dict[str, Any], tmp_path: Path
+) -> None:
+    """Refused before anything starts, so the default directory, named by the same settings, is another one too."""
+    model = write_model(tmp_path, seed=1)
+    command = ["eval", "recipe.yaml", "--data", "problems.parquet", "--samples", 2, f"model.path={model}"]
+    other = mcgrpo(*command, "--out", (folder / scores["answers"]).parent, cwd=folder)
+    assert other.returncode == 2
+    assert "its answers were given with model=" in other.stderr
+
+
 def test_what_cannot_be_evaluated_is_refused(folder: Path) -> None:
     for arguments, message in (
         ([ROOT / "examples/sandbox.yaml", "--data", "problems.parquet"], "model.path=null"),
         (["recipe.yaml", "--data", "none.parquet"], "none.parquet: there is no such file"),
-        (["recipe.yaml", "--data", "problems.parquet", "--self-critique", "--limit", 3], "--limit and --out belong"),
-        ([ROOT / "examples/sandbox.yaml", "--limit", 3], "--limit and --out belong to plain answers to --data FILE"),
+        (
+            ["recipe.yaml", "--data", "problems.parquet", "--self-critique", "--limit", 3],
+            "--limit and --out keep plain",
+        ),
+        ([ROOT / "examples/sandbox.yaml", "--limit", 3], "--limit and --out belong to --data FILE"),
     ):
         result = mcgrpo("eval", *arguments, cwd=folder)
         assert result.returncode == 2

@@ -69,7 +69,7 @@ def test_the_embedded_task_has_its_own_prompts() -> None:
 def test_an_unknown_problem_and_a_wrong_template_are_refused(folder: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["preview", str(folder / "recipe.yaml"), "--id", "three"])
     assert result.exit_code == 2
-    assert "--id=three: there is no such problem among 4, such as one" in result.output
+    assert "--id=three: there is no such problem among 2, such as one" in result.output
     template = tmp_path / "mine.jinja"
     template.write_text("{{ question }}\n{{ hint }}")
     result = CliRunner().invoke(app, ["preview", str(folder / "recipe.yaml"), f"task.templates.answer={template}"])

@@ -96,7 +96,7 @@ def test_the_sandbox_recipe_passes_with_every_method(preset: str) -> None:
         ),
         (["evaluation.prompts=1000"], "evaluation.prompts=1000", "lower"),
         (["optimizer.min_lr=0.1"], "optimizer.min_lr=0.1", "lower"),
-        (["task.kind=file", "task.train=a", "task.test=b"], "model.path=null", "Hugging Face"),
+        (["task.kind=file", "task.train=a", "task.test=b", "critic.source=self"], "model.path=null", "Hugging Face"),
         (["warm_start.tp=4", "warm_start.kv_heads=2"], "warm_start.kv_heads=2", "warm_start.tp=4"),
         (["warm_start.dp=65"], "warm_start.rows_per_step=16", "raise"),
         (["warm_start.hidden_size=130"], "warm_start.hidden_size=130", "warm_start.heads=4"),
@@ -290,6 +290,32 @@ def test_critics_that_come_later_count() -> None:
     overrides = ["algorithm.preset=r1_grpo", "critic.schedule=[{from_step: 5, kind: cot}]"]
     (problem,) = problems(sandbox(*overrides), None)
     assert problem.startswith("critic.kind=cot: its critiques would train nothing")
+
+
+def file_task(domain: str) -> list[str]:
+    return ["task.kind=file", "task.train=a", "task.test=b", f"task.domain={domain}", "model.path=m"]
+
+
+@pytest.mark.parametrize("preset", ["critique_grpo", "paper", "released-code", "critique_ft", "ref_sft"])
+@pytest.mark.parametrize("domain", ["math", "choice", "exact"])
+def test_a_program_criticises_where_there_is_one(domain: str, preset: str) -> None:
+    recipe = sandbox(*file_task(domain), f"algorithm.preset={preset}", "critic.noise=0.1")
+    (problem,) = problems(recipe, None)
+    assert problem.startswith(f"critic.source=program: task.domain={domain}") and "to self, model or api" in problem
+    check_recipe(recipe, None, answers_only=True)
+    for other in (["critic.source=self"], ["critic.kind=indicative_gt"]):
+        presets = [f"algorithm.preset={preset}", *other]
+        found = problems(sandbox(*file_task(domain), *presets), None)
+        assert not any(problem.startswith("critic.") for problem in found)
+    assert problems(sandbox(*file_task("code"), f"algorithm.preset={preset}"), None) == ()
+
+
+def test_a_program_that_comes_later_counts_and_noise_needs_misleading_critiques() -> None:
+    later = "critic.schedule=[{from_step: 5, kind: cot, source: program}]"
+    (problem,) = problems(sandbox(*file_task("math"), "critic.kind=indicative_gt", later), None)
+    assert problem.startswith("critic.source=program: task.domain=math") and "critic.schedule" in problem
+    (problem,) = problems(sandbox(*file_task("code"), "critic.noise=0.1"), None)
+    assert problem.startswith("critic.noise=0.1: task.kind=file") and "critic.noise=0" in problem
 
 
 def test_a_key_in_a_servers_address_is_refused_without_repeating_it() -> None:

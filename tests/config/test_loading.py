@@ -91,6 +91,11 @@ def test_presets_hold_the_values_of_their_sources(tmp_path: Path) -> None:
     ours, paper, released, grpo, drgrpo = map(of, ("critique_grpo", "paper", "released_code", "r1_grpo", "r1_drgrpo"))
     assert [r.algorithm.group_size for r in (ours, paper, released, grpo, drgrpo)] == [7, 7, 7, 8, 8]
     assert [r.algorithm.refinements for r in (ours, paper, released, grpo, drgrpo)] == [1, 1, 1, 0, 0]
+    assert [r.algorithm.selection for r in (ours, paper, released)] == [
+        "correct_first",
+        "correct_first",
+        "first_correct",
+    ]
     assert [r.critic.kind for r in (ours, paper, released, grpo, drgrpo)] == ["cot", "cot", "cot", "none", "none"]
     assert [r.critic.trigger for r in (ours, paper, released)] == ["all_failed", "all_failed", "always"]
     assert [r.algorithm.advantage.normalize for r in (ours, paper, released, grpo, drgrpo)] == [
@@ -139,6 +144,14 @@ def test_null_empties_a_value_and_a_bare_heading_sets_nothing(tmp_path: Path) ->
     assert recipe.train.steps == 9
     assert recipe.algorithm.clip.low is None
     assert recipe.rollout == Recipe().rollout
+
+
+def test_a_preset_may_be_written_with_dashes(tmp_path: Path) -> None:
+    stages = [{"from_step": 2, "algorithm": {"preset": "ref-sft"}}]
+    recipe = load(tmp_path, "algorithm.preset=released-code", stages=stages)
+    plain = [{"from_step": 2, "algorithm": {"preset": "ref_sft"}}]
+    assert recipe == load(tmp_path, "algorithm.preset=released_code", stages=plain)
+    assert (recipe.algorithm.preset, recipe.stages[0].algorithm.preset) == ("released_code", "ref_sft")
 
 
 def test_another_kind_of_task_starts_afresh(tmp_path: Path) -> None:

@@ -58,11 +58,6 @@ def problems(recipe: Recipe) -> tuple[str, ...]:
         (["critic.noise=0.1", "critic.kind=indicative"], "critic.noise=0.1", "critic.noise=0"),
         (["algorithm.preset=grpo_equal_compute"], "train.compute_of=null", "name that run's directory"),
         (["train.compute_of=x", "optimizer.schedule=cosine"], "optimizer.schedule=cosine", "optimizer.decay_steps"),
-        (
-            ["guard.action=stop", "guard.entropy_below=null", "guard.mismatch_above=null"],
-            "guard.action=stop",
-            "guard.entropy_below",
-        ),
         (["guard.kl_above=1"], "guard.kl_above=1.0", "algorithm.kl.coef > 0"),
         (["stages=[{from_step: 81, algorithm: {}}]"], "stages.0.from_step=81", "raise train.steps"),
         (

@@ -295,3 +295,16 @@ def test_messages_name_the_field_that_named_the_directory(tmp_path: Path) -> Non
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(ConfigError, match="^--hf: "):
             read_model_shape(tmp_path, "--hf")
+
+
+@pytest.mark.parametrize("architecture", MODEL_TYPES)
+def test_parameters_are_the_matrices_that_a_token_meets(tmp_path: Path, architecture: str) -> None:
+    shape = ModelShape(architecture, 2, 4, 2, 10, 16, 24, 20, 16384)
+    if architecture in EXPERT_KEYS:
+        shape = replace(shape, experts=Experts(6, 2, 24 if architecture == MIXTRAL else 12))
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(shape, 1, 0)))
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(tmp_path))
+    matrices = {name: p.numel() for name, p in model.named_parameters() if p.ndim > 1 and "embed_tokens" not in name}
+    seen = {name: size // 3 if ".experts." in name else size for name, size in matrices.items()}  # 2 of 6
+    assert shape.parameters == sum(seen.values())
+    assert replace(shape, tied_embeddings=True).parameters == shape.parameters, "the output layer multiplies anyhow"

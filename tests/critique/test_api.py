@@ -13,8 +13,9 @@ from critique_cases import encode, request
 from megatron_cgrpo.config.critic import ApiConfig
 from megatron_cgrpo.critique import chat_client
 from megatron_cgrpo.critique.api import ApiWriter
-from megatron_cgrpo.critique.generated import GeneratedCritic
+from megatron_cgrpo.critique.generated import Draft, GeneratedCritic
 from megatron_cgrpo.critique.protocol import CritiqueFailure
+from megatron_cgrpo.critique.retrying import RetryingCritic
 from megatron_cgrpo.types import Critique
 
 GOOD = "Step 1 is wrong. Conclusion: incorrect [END]"
@@ -93,15 +94,66 @@ def test_every_fault_is_a_failure_with_its_cause(answer: Answer, cause: str, req
 def test_a_server_that_is_down_is_unreachable() -> None:
     with chat_server(lambda body, number: says(GOOD)) as server:
         pass
-    assert criticise(server, retries=1) == CritiqueFailure("unreachable")
+    assert criticise(server, retries=1) == CritiqueFailure("unreachable", final=True)
 
 
 def test_a_slow_server_is_given_up_on() -> None:
     never = threading.Event()
     with chat_server(lambda body, number: Answer(wait=never)) as server:
-        assert criticise(server, timeout_s=0.05, retries=1) == CritiqueFailure("timeout")
+        assert criticise(server, timeout_s=0.05, retries=1) == CritiqueFailure("timeout", final=True)
         never.set()
     assert len(server.requests) == 2
+
+
+def test_a_critique_has_a_deadline_over_all_its_requests(no_waiting: list[float]) -> None:
+    never = threading.Event()
+    with chat_server(lambda body, number: Answer(wait=never)) as server:
+        # The first back-off would end after the deadline.
+        api = writer(server, deadline_s=0.25, retries=3)
+        slow = RetryingCritic(GeneratedCritic(api, encode), 1, None)
+        assert asyncio.run(slow.critique(request())) == CritiqueFailure("timeout")
+        never.set()
+    assert api.take_metrics()["critique.api.requests"] == 1 and no_waiting == []
+    with chat_server(lambda body, number: Answer(status=429, body=b"", headers={"Retry-After": "7"})) as server:
+        assert criticise(server, deadline_s=5) == CritiqueFailure("rate_limited", final=True), "not a time-out"
+
+
+def test_a_server_that_is_down_is_asked_no_more_until_the_next_step() -> None:
+    """Eight critiques a step, two at a time; three requests in a row without an answer are enough."""
+    recovered = threading.Event()
+
+    def answer(body: dict[str, object], number: int) -> Answer:
+        return says(GOOD) if recovered.is_set() else Answer(body=None)
+
+    with chat_server(answer) as server:
+        api = writer(server, retries=1, concurrency=2, down_after=3)
+
+        def step() -> list[str]:
+            async def all_critiques() -> list[Draft | CritiqueFailure]:
+                return await asyncio.gather(*(api.write(request(seed=seed)) for seed in range(8)))
+
+            outcomes = asyncio.run(all_critiques())
+            return [outcome.cause if isinstance(outcome, CritiqueFailure) else "written" for outcome in outcomes]
+
+        first = step()
+        assert first.count("server_down") >= 4 and set(first) <= {"unreachable", "server_down"}
+        assert 3 <= len(server.requests) <= 4, "the one that was under way as well"
+        asked = len(server.requests)
+        assert sorted(step()) == 7 * ["server_down"] + ["unreachable"]
+        assert len(server.requests) == asked + 1, "one request probes the server"
+        recovered.set()
+        assert step() == 8 * ["written"]
+        assert len(server.requests) == asked + 1 + 8
+
+
+def test_some_requests_without_an_answer_are_not_a_server_that_is_down() -> None:
+    def answer(body: dict[str, object], number: int) -> Answer:
+        return says(GOOD) if number % 3 == 2 else Answer(body=None)
+
+    with chat_server(answer) as server:
+        api = writer(server, retries=3, concurrency=1, down_after=3)
+        for _ in range(4):
+            assert isinstance(asyncio.run(api.write(request())), Draft)
 
 
 def test_a_server_that_recovers_is_asked_again_after_growing_waits_that_the_seed_decides(
@@ -127,7 +179,7 @@ def test_retry_after_is_honoured_unless_it_exceeds_the_time_out(no_waiting: list
         assert isinstance(criticise(server), Critique)
     assert no_waiting == [7.0]
     with chat_server(lambda body, number: limited("3600")) as server:
-        assert criticise(server) == CritiqueFailure("rate_limited")
+        assert criticise(server) == CritiqueFailure("rate_limited", final=True)
     assert len(server.requests) == 1 and no_waiting == [7.0], "an hour is not waited for in silence"
 
 

@@ -20,21 +20,32 @@ class Scripted:
 
 
 def test_every_attempt_has_its_own_seed_and_is_paid_for() -> None:
-    failed = (CritiqueFailure("truncated", generated_tokens=3), CritiqueFailure("timeout"))
-    critic = Scripted(*failed, Critique("cot", "ok", [1], True, generated_tokens=4))
+    failed = (CritiqueFailure("truncated", generated_tokens=3, prompt_tokens=20), CritiqueFailure("timeout"))
+    critic = Scripted(*failed, Critique("cot", "ok", [1], True, generated_tokens=4, prompt_tokens=30))
     outcome = asyncio.run(RetryingCritic(critic, retries=3, fallback=None).critique(request(seed=40)))
-    assert outcome == Critique("cot", "ok", [1], True, generated_tokens=7, failures=("truncated", "timeout"))
+    assert outcome == Critique("cot", "ok", [1], True, 7, failures=("truncated", "timeout"), prompt_tokens=50)
     assert critic.seeds == [40, 41, 42]
 
 
+def test_what_would_fail_again_is_not_attempted_again() -> None:
+    critic = Scripted(CritiqueFailure("empty"), CritiqueFailure("unreachable", final=True))
+    outcome = asyncio.run(RetryingCritic(critic, retries=5, fallback=None).critique(request()))
+    assert outcome == CritiqueFailure("unreachable", ("empty",))
+
+
 def test_the_fallback_is_asked_once_and_keeps_the_bill() -> None:
-    critic = Scripted(CritiqueFailure("empty", generated_tokens=1), CritiqueFailure("error", generated_tokens=2))
+    critic = Scripted(
+        CritiqueFailure("empty", (), 1, prompt_tokens=5), CritiqueFailure("error", (), 2, prompt_tokens=6)
+    )
     fallback = Scripted(Critique("indicative_gt", "no", [2], False))
     outcome = asyncio.run(RetryingCritic(critic, retries=1, fallback=fallback).critique(request()))
-    assert outcome == Critique("indicative_gt", "no", [2], False, generated_tokens=3, failures=("empty", "error"))
+    assert outcome == Critique("indicative_gt", "no", [2], False, 3, failures=("empty", "error"), prompt_tokens=11)
+    assert isinstance(outcome, Critique) and outcome.stands_in
 
 
 def test_without_a_fallback_the_last_failure_stands() -> None:
-    critic = Scripted(CritiqueFailure("empty", generated_tokens=1), CritiqueFailure("error", generated_tokens=2))
+    critic = Scripted(
+        CritiqueFailure("empty", (), 1, prompt_tokens=5), CritiqueFailure("error", (), 2, prompt_tokens=6)
+    )
     outcome = asyncio.run(RetryingCritic(critic, retries=1, fallback=None).critique(request()))
-    assert outcome == CritiqueFailure("error", ("empty",), generated_tokens=3)
+    assert outcome == CritiqueFailure("error", ("empty",), generated_tokens=3, prompt_tokens=11)

@@ -18,7 +18,9 @@ refinements = st.lists(
 )
 
 
-@given(refinements, st.integers(0, 9), st.sampled_from(["correct_first", "random", "none"]), st.integers())
+@given(
+    refinements, st.integers(0, 9), st.sampled_from(["correct_first", "first_correct", "random", "none"]), st.integers()
+)
 def test_any_selection_is_a_set_of_at_most_k_and_repeatable(samples, k, selection, seed) -> None:
     chosen = select(samples, k, selection, Random(seed))
     assert len(chosen) == min(k, len(samples)) == len(set(chosen))
@@ -56,6 +58,13 @@ def test_what_is_rewarded_counts_as_correct_whatever_the_verifier_says() -> None
 def test_ties_are_broken_by_the_generator_and_reach_every_candidate() -> None:
     samples = [refinement(0, parent, str(parent)) for parent in range(4)]
     assert {select(samples, 1, "correct_first", Random(seed))[0] for seed in range(60)} == {0, 1, 2, 3}
+
+
+@given(refinements, st.integers(1, 9), st.integers())
+def test_first_correct_takes_right_ones_then_wrong_ones_as_generated(samples, k, seed) -> None:
+    right = [index for index, sample in enumerate(samples) if sample.verdict.correct]
+    wrong = [index for index, sample in enumerate(samples) if not sample.verdict.correct]
+    assert select(samples, k, "first_correct", Random(seed)) == [*right, *wrong][:k]
 
 
 def test_none_takes_the_first_as_generated() -> None:

@@ -79,6 +79,9 @@ def test_rows_without_ids_are_numbered_and_tests_of_programs_stay_whole(tmp_path
         ('{"question": "q"}', "row 0 has no 'answer'"),
         ('{"answer": "1"}', "row 0 has no 'question'"),
         ('{"question": "q", "answer": null}', "row 0 has no 'answer'"),
+        ('{"question": "q", "answer": "1"}\n{"question": " ", "answer": "1"}', "row 1 has an empty question"),
+        ('{"question": "q", "answer": "\\n"}', "row 0 has an empty answer"),
+        (json.dumps(nested(INSTRUCTION, "1", 0)), "row 0 has an empty question"),
         ('{"question": "q", "answer": "1"}\n{broken', "line 2 is not valid JSON"),
         ("[1, 2]", "line 1 is not an object"),
         (
@@ -100,6 +103,17 @@ def test_a_bad_file_is_refused_by_name(content: str | None, message: str, tmp_pa
     with pytest.raises(ConfigError, match=message) as refused:
         read_problems(bad, "task.test")
     assert f"task.test={bad}" in str(refused.value)
+
+
+def test_an_answer_that_nothing_can_equal_is_refused_by_row(tmp_path: Path) -> None:
+    def check(answer: str) -> None:
+        if answer != "2":
+            raise ValueError(f"answer {answer!r} is not two")
+
+    path = write(tmp_path / "rows.jsonl", [nested("1+1?", "2", 0), nested("1+2?", "3", 7)])
+    with pytest.raises(ConfigError, match=r"--data=.*rows.jsonl: row 1 \(amc-7\): answer '3' is not two; mend or"):
+        read_problems(path, "--data", check)
+    assert len(read_problems(path, "--data")) == 2
 
 
 def test_other_formats_and_broken_parquet_are_refused(tmp_path: Path) -> None:

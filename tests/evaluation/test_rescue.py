@@ -10,13 +10,14 @@ import pytest
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.task import MisconceptionsConfig
 from megatron_cgrpo.critique.build import build_critics
+from megatron_cgrpo.critique.protocol import CritiqueFailure, CritiqueRequest
 from megatron_cgrpo.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_cgrpo.evaluation.rescue import Rescuer
 from megatron_cgrpo.rollout.protocol import GenerateRequest
 from megatron_cgrpo.tasks.misconceptions import language
 from megatron_cgrpo.tasks.misconceptions.task import MisconceptionsTask
 from megatron_cgrpo.tasks.misconceptions.tokenizer import write_tokenizer
-from megatron_cgrpo.types import Completion, FinishReason
+from megatron_cgrpo.types import Completion, Critique, FinishReason
 
 KINDS = ("indicative", "indicative_gt", "cot")
 SAMPLES = 3
@@ -53,6 +54,13 @@ class Model:
         return [Completion(i, [-0.5] * len(i), FinishReason.STOP, 0) for i in ids]
 
 
+def recipe(kind: str) -> Recipe:
+    critic = {"kind": kind, "on_failure": "drop", "retries": 0}
+    return Recipe.model_validate(
+        {"algorithm": {"group_size": SAMPLES, "refinements": 1}, "critic": critic, "rollout": ROLLOUT}
+    )
+
+
 @pytest.fixture(scope="module")
 def rescued(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Model]:
     directory = tmp_path_factory.mktemp("tokenizer")
@@ -60,12 +68,6 @@ def rescued(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], M
     tokenizer = load_tokenizer(directory)
     task = MisconceptionsTask(MisconceptionsConfig(train_problems=20, test_problems=10), tokenizer)
     model = Model(task, tokenizer)
-
-    def recipe(kind: str) -> Recipe:
-        critic = {"kind": kind, "on_failure": "drop", "retries": 0}
-        return Recipe.model_validate(
-            {"algorithm": {"group_size": SAMPLES, "refinements": 1}, "critic": critic, "rollout": ROLLOUT}
-        )
 
     critics = {kind: build_critics(recipe(kind).critic, task, tokenizer.encode, {}).at(0) for kind in KINDS}
     rescuer = Rescuer(model, task, recipe("cot"), tokenizer.decode)
@@ -99,8 +101,28 @@ def test_what_each_kind_rescued(rescued: tuple[dict[str, Any], Model]) -> None:
         counts = kinds[kind]
         assert (counts["attempts"], counts["refinements"], counts["dropped"]) == (12, 12, {})
         assert (counts["valid"], counts["supported"]) == (valid, supported)
-        assert counts["valid_share"] == valid / 12
+        assert counts["valid_share"] == counts["valid_of_refinements"] == valid / 12
         assert counts["questions_refined"] == bool(valid)
         assert counts["questions_refined_share"] == bool(valid) / 4
         assert counts["false_correct"] == 0
         assert counts["refinement_tokens"] > 0
+
+
+def test_an_answer_whose_critique_failed_was_not_rescued(rescued: tuple[dict[str, Any], Model]) -> None:
+    model = Model(rescued[1].task, rescued[1].tokenizer)
+    program = build_critics(recipe("cot").critic, model.task, model.tokenizer.encode, {}).at(0)
+    assert program is not None
+
+    class Busy:
+        """Has time for one problem."""
+
+        async def critique(self, request: CritiqueRequest) -> Critique | CritiqueFailure:
+            if request.prompt == model.prompts[RESCUED]:
+                return await program.critique(request)
+            return CritiqueFailure("timeout")
+
+    rescuer = Rescuer(model, model.task, recipe("cot"), model.tokenizer.decode)
+    counts = asyncio.run(rescuer.rescue(model.prompts, {"cot": Busy()}))["kinds"]["cot"]
+    assert (counts["attempts"], counts["refinements"], counts["valid"]) == (12, 3, 3)
+    assert counts["dropped"] == {"timeout": 9}
+    assert (counts["valid_share"], counts["valid_of_refinements"]) == (3 / 12, 1)

@@ -95,13 +95,13 @@ def test_the_summary_is_a_flat_file_and_a_table(tmp_path: Path) -> None:
 
 def test_the_dearest_source_of_cost_comes_first() -> None:
     cost = {"cost.compute": 12345, "cost.rollout.tokens": 12000, "cost.rollout.seconds": 2.0}
-    cost |= {"cost.rollout.device_seconds": 4.0, "cost.verification.seconds": 3.25}
+    cost |= {"cost.rollout.prompt_tokens": 500, "cost.rollout.device_seconds": 4.0, "cost.verification.seconds": 3.25}
     console = Console(file=io.StringIO(), width=80)
     console.print(summary_table(SUMMARY | cost))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert "Cost (12,345 tokens of compute)" in " ".join(lines)
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
-    dear, cheap = ["verification", "", "3.2", ""], ["rollout", "12,000", "2.0", "4.0"]
+    dear, cheap = ["verification", "", "", "3.2", ""], ["rollout", "500", "12,000", "2.0", "4.0"]
     assert cells.index(dear) < cells.index(cheap)
 
 

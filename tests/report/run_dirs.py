@@ -49,16 +49,22 @@ def write_run(
 def _trained(step: int) -> dict[str, float]:
     return {
         "reward.initial": 0.1 * step,
-        "entropy.rollout": 0.5 / step,
+        "entropy.initial": 0.5 / step,
+        "entropy.rollout": 0.25 / step,
         "groups.total": 10,
         "groups.failed": 5,
         "groups.critiqued": 4,
         "groups.refined": 1,
         "time.step": 2.0,
+        "time.evaluate": 0.25,
+        "time.measure": 0.125,
         "tokens.generate": 100,
         "cost.rollout.tokens": 100,
+        "cost.rollout.prompt_tokens": 40,
         "cost.update.tokens": 50,
         "cost.rollout.seconds": 1.5,
         "cost.rollout.device_seconds": 3.0,
+        "cost.evaluate.seconds": 0.25,
+        "cost.evaluate.device_seconds": 0.5,
         "cost.compute": 250_000.0,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -12,6 +13,7 @@ from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.observe.atomic import write_json
 from megatron_cgrpo.report.analyses import analysis_tables
 from megatron_cgrpo.report.costs import cost_tables
+from megatron_cgrpo.report.embedded_task import TAUGHT
 from megatron_cgrpo.report.ledgers import ledger_tables
 from megatron_cgrpo.report.methods import Method, group_by_method
 from megatron_cgrpo.report.rescues import rescue_table
@@ -47,6 +49,14 @@ def test_means_are_over_finished_runs(methods: list[Method]) -> None:
     assert column(table, "final Pass@8")[1] == "57.0"
 
 
+def test_what_the_base_model_was_taught_is_said_of_the_embedded_task_alone(methods: list[Method]) -> None:
+    elsewhere = [
+        replace(m, runs=[replace(r, config=r.config | {"task.kind": "file"}) for r in m.runs]) for m in methods
+    ]
+    for found, said in ((methods, True), (elsewhere, False)):
+        assert (TAUGHT in results_table(found).note) == (TAUGHT in ledger_tables(found)[0].note) == said
+
+
 def test_every_run_is_listed(methods: list[Method]) -> None:
     table = runs_table(methods)
     assert column(table, "state")[2] == "unfinished: step 2 of 4"
@@ -54,10 +64,14 @@ def test_every_run_is_listed(methods: list[Method]) -> None:
 
 
 def test_costs(methods: list[Method]) -> None:
-    summary, tokens, seconds, device_seconds = cost_tables(methods)
+    summary, evaluation, tokens, prompt_tokens, seconds, device_seconds = cost_tables(methods)
     assert column(summary, "compute (million)") == ["1.00", "1.00"]  # 4 steps of 250,000
-    assert column(summary, "seconds of training") == ["8.0", "8.0"]
+    assert column(summary, "seconds") == ["6.5", "6.5"]  # of 2, without 0.25 of evaluation and 0.125 of measuring
+    assert column(summary, "device-seconds") == ["12.0", "12.0"]
     assert column(summary, "thousand tokens") == ["0.6", "0.6"]
+    assert column(summary, "thousand prompt tokens") == column(prompt_tokens, "rollout") == ["0.2", "0.2"]
+    assert column(evaluation, "seconds") == ["1.0", "1.0"] and column(evaluation, "device-seconds") == ["2.0", "2.0"]
+    assert column(evaluation, "seconds of measuring") == ["0.5", "0.5"]
     gains = [0.6 - 0.5, 0.8 - 0.4]
     assert column(summary, "gain (points)")[0] == f"{100 * mean(gains):.1f} ± {100 * stdev(gains):.1f}"
     assert column(summary, "points per million compute")[0] == f"{100 * mean(gains):.2f} ± {100 * stdev(gains):.2f}"
@@ -71,13 +85,14 @@ def test_the_ledger_is_what_the_summaries_pool(tmp_path: Path) -> None:
     runs = []
     for seed, leaked in ((0, 0.5), (1, 1.0)):
         runs.append(read_run(write_run(tmp_path / str(seed), seed=seed, extra=ledger | {"ledger.leaked": leaked})))
-    refinement, likelihood, probabilities = ledger_tables(group_by_method(runs))
+    refinement, likelihood, probabilities, verdicts = ledger_tables(group_by_method(runs))
     assert column(refinement, "questions failed") == ["50.0 ± 0.0"]
     assert column(refinement, "questions refined") == ["25.0 ± 0.0"]
     assert column(refinement, "right ones that copy the answer") == [f"75.0 ± {100 * stdev([0.5, 1.0]):.1f}"]
     assert column(refinement, "fixed by cot") == ["25.0 ± 0.0"]
     assert column(likelihood, "gap") == ["1.500 ± 0.000"]
     assert probabilities.columns[1:] == ["≤ 1e-8", "≤ 1e0"]
+    assert len(verdicts.columns) == 1  # none was counted
 
 
 def test_analyses(tmp_path: Path) -> None:
@@ -92,8 +107,9 @@ def test_analyses(tmp_path: Path) -> None:
     assert column(rules, "verification") == ["50.0"]
 
 
-def rescue(failed: int, refined: int, valid: int, refinements: int) -> dict[str, object]:
-    counts = {"valid": valid, "refinements": refinements, "questions_refined": refined, "supported": valid}
+def rescue(failed: int, refined: int, valid: int, attempts: int) -> dict[str, object]:
+    counts = {"valid": valid, "refinements": attempts // 2, "questions_refined": refined, "supported": valid}
+    counts["attempts"] = attempts
     return {"questions": 100, "failed": failed, "kinds": {"cot": counts}, "source": "program", "checkpoint": None}
 
 
@@ -103,6 +119,7 @@ def test_rescues_stand_beside_the_papers() -> None:
     assert column(table, "valid refinements") == [f"20.0 ± {100 * stdev([0.1, 0.3]):.1f}"]
     assert column(table, "paper (valid)") == ["36.47"] and column(table, "paper (questions)") == ["55.37"]
     assert column(table, "refined / failed questions") == ["60/90"]
+    assert column(table, "valid / refinements / failed answers") == ["76/180/360"]
     assert "45.0 ± 7.1" in table.note
 
 

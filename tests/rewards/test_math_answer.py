@@ -3,11 +3,14 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
+from megatron_cgrpo.rewards import math_worker
 from megatron_cgrpo.rewards.math_answer import MathVerifier, same_notation
+from megatron_cgrpo.rewards.math_answer import _verdict as verdict_of
 from megatron_cgrpo.rewards.verifier import Row
 from megatron_cgrpo.types import FinishReason
 
@@ -103,6 +106,57 @@ def test_answers_that_cannot_be_read(verifier: MathVerifier) -> None:
     assert verifier.score([Row("It is 5, or 7.", "5")])[0].cause == "no_answer"
     assert cause(verifier, r"\sqrt[", "5") == "no_answer"
     assert cause(verifier, "5", " ") == "error:answer"
+
+
+def test_the_algebra_alone_knows_equal_forms_from_unequal_ones() -> None:
+    r"""None of these pairs is settled by notation, an answer against itself included: ``compare`` has no short cuts."""
+    equal = [
+        (r"\sqrt{8}", r"2\sqrt{2}"),
+        (r"\frac{x^2-1}{x-1}", "x+1"),
+        (r"\sin^2 x + \cos^2 x", "1"),
+        (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}"),
+        (r"\log_2 8", "3"),
+        (r"2 \cdot 10^{500} + 0", r"2 \cdot 10^{500}"),
+        (r"\frac{3}{4}", r"\frac{3}{4}"),
+    ]
+    different = [
+        (r"\sqrt{8}", r"2\sqrt{3}"),
+        (r"\frac{x^2-1}{x-1}", "x-1"),
+        (r"\sin^2 x - \cos^2 x", "1"),
+        (r"\frac{1}{\sqrt{3}}", r"\frac{\sqrt{2}}{2}"),
+        (r"10^{400}", r"10^{401}"),
+        (r"10^{400} + \pi i", r"10^{401}"),
+        (r"\frac{3}{4}", r"\frac{4}{3}"),
+    ]
+    with MathVerifier(workers=1) as verifier:
+        verdicts = [verifier.compare(*pair).result().cause for pair in equal + different]
+    assert verdicts == len(equal) * ["correct"] + len(different) * ["wrong"]
+
+
+def test_an_exception_of_the_algebra_is_neither_a_wrong_answer_nor_the_end_of_its_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What raises today may be mended tomorrow, so the algebra is told to."""
+
+    def failing(right: object, given: object, **options: object) -> bool:
+        if isinstance(right, str) and isinstance(given, str):
+            return right == given
+        raise RecursionError
+
+    monkeypatch.setattr(math_worker, "verify", failing)
+    assert math_worker.compare(["x + y", "y + x"]) == "failed"
+    assert math_worker.compare(["x + y", "x + y"]) == "equal", "as text"
+    assert math_worker.compare(["x + y", "x + 2y"]) == "different", "settled by numbers"
+    reply: Future[str] = Future()
+    reply.set_result("failed")
+    assert verdict_of(reply).cause == "error:algebra"
+
+
+def test_large_numbers_cost_no_worker(verifier: MathVerifier) -> None:
+    assert cause(verifier, "x + x", "2x") == "correct"
+    workers = verifier.worker_pids()
+    assert cause(verifier, "10^{400} + x", "10^{401} + x") == "wrong"
+    assert verifier.worker_pids() == workers
 
 
 def test_a_truncated_response_earns_nothing(verifier: MathVerifier) -> None:

@@ -40,6 +40,18 @@ def test_rows_keep_their_order_and_their_other_keys(tmp_path: Path) -> None:
     assert seen == [5]
 
 
+def test_half_of_a_surrogate_pair_is_written_as_it_was_read(tmp_path: Path) -> None:
+    """JSON can say what UTF-8 cannot: models that sample bytes produce it."""
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(rb'{"response": "\ud800 **A** \u00e9 \ud83d\ude00", "answer": "A"}')
+    summary = score_file(path, ChoiceVerifier())
+    assert json.loads(summary.output.read_bytes())["response"] == "\ud800 **A** é 😀"
+    assert "é 😀".encode() in summary.output.read_bytes(), "what UTF-8 has stays readable"
+    path.write_bytes(rb'{"response": "\\boxed{\ud800}", "answer": "x + 1"}')
+    with make_verifier("math", workers=1) as verifier:
+        assert score_file(path, verifier).correct == 0
+
+
 def test_more_rows_than_are_read_ahead(tmp_path: Path) -> None:
     letters = "ABCD" * 700
     path = write(tmp_path / "a.jsonl", *({"response": rf"\boxed{{{c}}}", "answer": "B", "n": c} for c in letters))

@@ -92,14 +92,18 @@ def make_recipe(**changes: object) -> Recipe:
     return Recipe.model_validate(sections | changes)
 
 
-def collect(recipe: Recipe, order_seed: int = 0, step: int = 3) -> tuple[list[Group], Collector, RandomOrderGenerator]:
+def collect(
+    recipe: Recipe, order_seed: int = 0, step: int = 3, task: DigitTask | None = None
+) -> tuple[list[Group], Collector, RandomOrderGenerator]:
     generator = RandomOrderGenerator(order_seed)
-    collector = make_collector(generator, recipe)
+    collector = make_collector(generator, recipe, task=task)
     return asyncio.run(collector.collect(PROMPTS, step)), collector, generator
 
 
-def make_collector(generator: RandomOrderGenerator, recipe: Recipe, refiner: Generator | None = None) -> Collector:
-    task = DigitTask()
+def make_collector(
+    generator: RandomOrderGenerator, recipe: Recipe, refiner: Generator | None = None, task: DigitTask | None = None
+) -> Collector:
+    task = task or DigitTask()
     writers: dict[str, Writer] = {"self": EngineWriter(generator, task, recipe, decode_text)}
     if "api" in recipe.critic.sources:
         writers["api"] = ApiWriter(recipe.critic.api, lambda request: request.prompt.id, 64, 0.7)

@@ -41,9 +41,10 @@ def test_time_is_counted_when_a_stage_fails() -> None:
 
 def test_tokens_add_up_by_stage() -> None:
     clock = StageClock(Time())
-    for stage, tokens in (("generate", 5), ("refine", 2), ("generate", 7)):
-        clock.count_tokens(stage, tokens)
+    for stage, sampled, prompt in (("generate", 5, 3), ("refine", 2, 20), ("generate", 7, 4)):
+        clock.count_tokens(stage, sampled, prompt)
     assert clock.tokens == {"generate": 12, "refine": 2}
+    assert clock.prompt_tokens == {"generate": 7, "refine": 20}
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9), st.integers(0, 50)), min_size=1, max_size=30))

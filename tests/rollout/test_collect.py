@@ -108,9 +108,14 @@ def test_a_refinement_prompt_beyond_the_context_is_counted_not_sent() -> None:
 
 
 def test_the_clock_counts_every_sampled_token_once() -> None:
-    groups, collector, _ = collect(make_recipe())
+    groups, collector, generator = collect(make_recipe())
     assert collector.clock.tokens["generate"] == sum(len(s.completion.token_ids) for g in groups for s in g.initial)
     assert collector.clock.tokens["refine"] == sum(len(s.completion.token_ids) for g in groups for s in g.refinements)
+    asked = {REFINE: 0, None: 0}
+    for request in generator.requests:
+        asked[REFINE if request.prompt_ids[0] == REFINE else None] += len(request.prompt_ids)
+    assert collector.clock.prompt_tokens == {"generate": asked[None], "critique": 0, "refine": asked[REFINE]}
+    assert asked[None] == 2 * len(PROMPTS), "once for all three siblings"
     assert set(collector.clock.seconds) <= {"generate", "verify", "critique", "refine", "idle"}
 
 

@@ -12,6 +12,7 @@ from pipeline import (
     EOS,
     PROMPTS,
     REFINE,
+    DigitTask,
     RandomOrderGenerator,
     SelfCritic,
     collect,
@@ -27,7 +28,7 @@ from megatron_cgrpo.config.rollout import RolloutConfig
 from megatron_cgrpo.rollout.collect import Collector
 from megatron_cgrpo.rollout.protocol import GenerateRequest
 from megatron_cgrpo.rollout.seeds import request_seed
-from megatron_cgrpo.types import Group
+from megatron_cgrpo.types import FinishReason, Group, Prompt, Verdict
 
 
 def criticised(order_seed: int, retries: int, on_failure: str) -> tuple[list[Group], Collector, SelfCritic]:
@@ -72,6 +73,9 @@ def test_failed_self_critiques_are_tried_again_with_other_seeds_counted_and_paid
     texts = [r for r in generator.requests if r.prompt_ids[0] == CRITICISE]
     generated = sum(len(generator_text(request)) + 1 for request in texts)
     assert collector.clock.tokens["critique"] == generated
+    assert collector.clock.prompt_tokens["critique"] == sum(len(request.prompt_ids) for request in texts)
+    for group in groups:
+        assert group.stand_ins == sum(sample.critique.kind == "indicative_gt" for sample in group.refinements)
 
 
 def generator_text(request: GenerateRequest) -> str:
@@ -139,6 +143,58 @@ def test_a_response_is_refined_by_the_critique_that_rewarded_it() -> None:
             seed = request_seed(0, 3, group.prompt.id, "critique", sample.parent)
             assert sample.critique.kind == ("cot" if seed % 5 < 2 else "indicative_gt")
             assert group.initial[sample.parent].judged == sample.critique.concludes_correct
+
+
+def test_rewards_by_a_template_in_a_critique_s_place_are_counted_apart() -> None:
+    """They are the verifier's, whoever was to reward."""
+    total = 0
+    for group in judged_by_critique("indicative_gt"):
+        seeds = [3 + sample.parent for sample in group.refinements]
+        outcomes = [request_seed(0, 3, group.prompt.id, "critique", index) % 5 for index in [0, 1, 2, *seeds]]
+        assert group.stand_ins == sum(outcome in CAUSES for outcome in outcomes)
+        total += group.stand_ins
+    assert total > 10
+    assert {group.stand_ins for group in judged_by_critique("drop")} == {0}
+
+
+class FailingVerifier(DigitTask):
+    """Cannot read the digit 3."""
+
+    async def verify(self, prompt: Prompt, response: str, finish_reason: FinishReason) -> Verdict:
+        return (
+            Verdict(0.0, "error:worker") if response == "3" else await super().verify(prompt, response, finish_reason)
+        )
+
+
+@pytest.mark.parametrize(
+    "critic", [CriticConfig(kind="indicative_gt"), CriticConfig(trigger="always", on_failure="drop")]
+)
+def test_what_nobody_could_verify_is_neither_refined_nor_selected(critic: CriticConfig) -> None:
+    groups = collect(make_recipe(critic=critic), task=FailingVerifier())[0]
+    unknown = [group for group in groups if any(sample.unjudged for sample in group.initial)]
+    assert any(group.triggered for group in unknown)
+    for group in unknown:
+        refined = [group.initial[sample.parent] for sample in group.refinements]
+        assert not any(sample.unjudged for sample in refined)
+        assert group.failed == (not any(sample.verdict.correct for sample in group.initial))
+    told = [group for group in groups if any(sample.unjudged for sample in group.refinements)]
+    assert told, "the critic tells those whose answer is 3 to answer it"
+    assert not any(group.samples[-1].unjudged for group in told if group.selected)
+
+
+def test_a_template_that_knows_no_verdict_rewards_nothing() -> None:
+    """Nor stands it in for a critique: the response stays without a reward."""
+    critic = CriticConfig(source="self", trigger="always", retries=0, on_failure="indicative_gt")
+    recipe = make_recipe(critic=critic, reward=RewardConfig(source="critique"))
+    collector = make_collector(SelfCritic(0), recipe, task=FailingVerifier())
+    found = {True: 0, False: 0}
+    for group in asyncio.run(collector.collect(PROMPTS, 3)):
+        for index, sample in enumerate(group.initial):
+            if sample.verdict.failed:
+                concluded = request_seed(0, 3, group.prompt.id, "critique", index) % 5 not in CAUSES
+                assert sample.unjudged != concluded
+                found[concluded] += 1
+    assert all(found.values())
 
 
 def test_the_verifier_rewards_unless_told_otherwise() -> None:

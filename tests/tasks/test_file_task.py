@@ -89,6 +89,26 @@ def test_the_domain_decides_what_is_asked_and_what_is_right(tmp_path: Path, base
         assert (verdict(task, prompt, "The answer is B."), verdict(task, prompt, "A")) == ("correct", "wrong")
 
 
+@pytest.mark.parametrize(
+    ("domain", "answer", "message"),
+    [
+        ("math", "$ $", "is empty; math needs"),
+        ("choice", "12", "answer '12' is no option; choice needs one letter, A-J"),
+        ("choice", "A or B", "is no option"),
+        ("exact", r"\,", "is empty; exact needs"),
+    ],
+)
+def test_an_answer_that_is_not_of_the_domain_is_refused_with_its_row(
+    tmp_path: Path, base: Tokenizer, domain: str, answer: str, message: str
+) -> None:
+    """Else every response would get ``error:answer``."""
+    good = {"math": "1", "choice": "(B)", "exact": "[1, 2]"}[domain]
+    file = write(tmp_path / "rows.jsonl", [{"question": "q", "answer": good}, {"question": "p", "answer": answer}])
+    with pytest.raises(ConfigError, match=r"rows.jsonl: row 1 \(row-1\): ") as refused:
+        build(file, base, domain=domain)
+    assert message in str(refused.value)
+
+
 def test_feedback_says_what_it_may(task: FileTask) -> None:
     prompt = task.prompts("train")[0]
     assert task.indicative(prompt, True) == "The generated solution is correct."
@@ -108,7 +128,7 @@ def test_code_is_criticised_by_its_tests(tmp_path: Path, base: Tokenizer) -> Non
         assert (verdict(task, prompt, right), verdict(task, prompt, wrong)) == ("correct", "wrong")
         assert task.supported(prompt, right, wrong)
     untested = write(tmp_path / "untested.jsonl", [{"question": "Double a number.", "answer": "{}"}])
-    with pytest.raises(ConfigError, match=f"task.train={untested}: problem row-0: answer has no tests"):
+    with pytest.raises(ConfigError, match=rf"task.train={untested}: row 0 \(row-0\): answer has no tests"):
         build(untested, base, domain="code", allow_weak_sandbox=True)
 
 

@@ -15,13 +15,18 @@ from pathlib import Path
 
 import pytest
 from study.arms import ARMS
-from study.jobs import Job, MakeModel, PassAtK, Train
-from study.paper import CHOICES, TABLES
-from study.plan import Plan
+from study.jobs import BaseModel, Job, MakeModel, PassAtK, Rescue, Train
+from study.paper import CHOICES, NOTES, TABLES
+from study.plan import DEFAULTS, Plan
+from study.record import Record
 from study.runner import Clock, Interrupted, run_jobs
+from tiny_sandbox import TINY_SANDBOX
 
 from megatron_cgrpo.config import check_recipe, load_recipe, model_shape
-from megatron_cgrpo.observe.atomic import write_text
+from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.observe.atomic import write_json, write_text
+from megatron_cgrpo.report.embedded_task import TAUGHT
+from megatron_cgrpo.report.study import Study, read_study
 
 ROOT = Path(__file__).parents[2]
 SANDBOX = ROOT / "examples" / "sandbox.yaml"
@@ -73,15 +78,116 @@ def test_every_row_has_a_number_for_each_of_the_papers_columns() -> None:
         assert all(len(row.paper) == len(table.paper_columns) for row in table.rows), table.name
 
 
-def test_only_what_is_asked_for_is_run(tmp_path: Path) -> None:
-    jobs = Plan(tmp_path, (3,), ("compute",), STEPS).jobs()
-    assert [job.name for job in jobs] == ["r1_drgrpo/seed_3", "critique_grpo/seed_3", "equal_compute/seed_3"]
-    assert jobs[2].needs == ("critique_grpo/seed_3",)
-    assert f"train.compute_of={tmp_path}/critique_grpo/seed_3" in jobs[2].command
+def test_only_what_is_asked_for_is_run_and_every_run_is_analysed(tmp_path: Path) -> None:
+    base, *jobs = Plan(tmp_path, (3,), ("compute",), STEPS).jobs()
+    runs = ["r1_drgrpo/seed_3", "critique_grpo/seed_3", "equal_compute/seed_3"]
+    assert [job.name for job in jobs] == [name for run in runs for name in (run, f"{run}/analysis.json")]
+    assert jobs[4].needs == (base.name, "critique_grpo/seed_3")
+    assert f"train.compute_of={tmp_path}/critique_grpo/seed_3" in jobs[4].command
+    assert jobs[5].command == ("analyse", str(tmp_path / "equal_compute/seed_3")) and runs[2] in jobs[5].needs
+
+
+def test_no_two_jobs_make_the_same_base_model_at_once(plan: Plan) -> None:
+    for seed in plan.seeds:
+        base, *others = [job for job in plan.jobs() if f"seed_{seed}" in job.name]
+        assert isinstance(base, BaseModel)
+        assert all(isinstance(job, MakeModel) or base.name in job.needs for job in others)
+        assert any(isinstance(job, Rescue) for job in others)
+
+
+def test_the_policy_criticises_itself_before_and_after_training(plan: Plan) -> None:
+    before, after = [job for job in plan.jobs() if job.name.startswith("self_critique/") and "seed_0" in job.name]
+    for job in (before, after):
+        assert {"--self-critique", "critic.source=self", "--json"} <= set(job.command)
+        assert load_recipe(SANDBOX, settings(job)).critic.sources == {"self"}
+    assert "--checkpoint" not in before.command
+    checkpoint = after.command[after.command.index("--checkpoint") + 1]
+    assert checkpoint == str(plan.out / f"critique_grpo/seed_0/checkpoints/step_{STEPS:06d}")
+
+
+def test_what_is_asked_for_outranks_the_defaults_of_the_study(tmp_path: Path) -> None:
+    plan = Plan(tmp_path, (0,), CHOICES, STEPS, ("rollout.engines=3", "observe.gradients_every=2"))
+    for job in plan.jobs():
+        if isinstance(job, Train):
+            recipe = load_recipe(SANDBOX, [s for s in settings(job) if not s.startswith("run.dir")])
+            assert (recipe.rollout.engines, recipe.observe.gradients_every, recipe.parallel.tp) == (3, 2, 1)
+            assert set(DEFAULTS) <= set(job.command)
+
+
+def test_questions_come_again(plan: Plan) -> None:
+    train = next(job for job in Plan(plan.out, (0,), ("compute",), 40).jobs() if isinstance(job, Train))
+    recipe = load_recipe(SANDBOX, settings(train))
+    assert recipe.train.steps * recipe.train.prompts_per_step >= 2 * recipe.task.train_problems
+
+
+def test_every_table_says_what_follows_by_construction_and_which_gamma_was_run() -> None:
+    assert all(TAUGHT in table.note for table in TABLES.values())
+    assert TAUGHT in NOTES["rescue"] and TAUGHT in NOTES["pass_at_k"]
+    for name in ("2", "6"):
+        assert {"critique_grpo", "gamma_0.1"} <= {row.arm for row in TABLES[name].rows}
+    for name, arm in ARMS.items():
+        if name.startswith(("indicative", "critique_grpo", "gamma")):
+            recipe = load_recipe(SANDBOX, arm.overrides)
+            assert arm.label.endswith(f"γ {recipe.algorithm.refinement.gamma}")
+
+
+def begin(plan: Plan, *failed: str) -> Study:
+    record = Record(plan, f"paper_study --seeds {plan.seeds} --tables {plan.tables}")
+    record.begin()
+    if failed:
+        record.update(dict.fromkeys(failed, "exit code 1"))
+    study = read_study(plan.out)
+    assert study is not None
+    return study
+
+
+def test_calls_with_other_seeds_and_tables_make_one_study(tmp_path: Path) -> None:
+    begin(Plan(tmp_path, (1,), ("6", "self"), STEPS), "selection/seed_1", "models/base/seed_1.txt")
+    study = begin(Plan(tmp_path, (0,), ("1", "2", "passk"), STEPS))
+    assert [table.name for table in study.tables] == ["table_2", "table_6"]  # in the paper's order
+    assert [run.seed for run in study.arms["critique_grpo"].runs] == [0, 1]
+    assert [run.seed for run in study.arms["selection"].runs] == [1]
+    assert study.rescue == ("rescue/seed_0.json",) and len(study.pass_at_k) == 3 and len(study.self_critique) == 2
+    assert len(study.commands) == 2
+    assert study.failure("selection/seed_1") == "exit code 1" and study.failure("selection/seed_0") is None
+    again = begin(Plan(tmp_path, (0, 1), ("6",), STEPS))  # tries again what had failed
+    assert again.failure("selection/seed_1") is None and set(study.jobs) < set(again.jobs)
+    assert [run.seed for run in again.arms["selection"].runs] == [0, 1]
+
+
+def test_a_study_is_written_by_one_call_at_a_time(tmp_path: Path) -> None:
+    seeds = range(6)
+    calls = [threading.Thread(target=begin, args=(Plan(tmp_path, (seed,), ("compute",), STEPS),)) for seed in seeds]
+    for call in calls:
+        call.start()
+    for call in calls:
+        call.join()
+    study = read_study(tmp_path)
+    assert study is not None and [run.seed for run in study.arms["equal_compute"].runs] == list(seeds)
+
+
+@pytest.mark.parametrize(
+    "name", ["rescue/seed_0.json", "pass_at_k/base/seed_0.json", "self_critique/base/seed_0.json", "sft/seed_0"]
+)
+def test_no_job_of_any_kind_is_mixed_with_other_settings(tmp_path: Path, name: str) -> None:
+    plan = Plan(tmp_path, (0,), CHOICES, STEPS)
+    begin(plan)
+    other = Plan(tmp_path, (0,), CHOICES, STEPS, ("optimizer.lr=1",))
+    begin(other)  # nothing has begun
+    begin(plan)
+    write_json(tmp_path / name / "config.yaml" if name == "sft/seed_0" else tmp_path / name, {})
+    begin(Plan(tmp_path, (1,), ("8",), STEPS))  # forgets nothing
+    with pytest.raises(ConfigError, match=f"{name} was started with other settings"):
+        begin(other)
+    assert "optimizer.lr=1" not in (tmp_path / "study.json").read_text()
+    begin(plan)
+    (tmp_path / "study.json").unlink()
+    with pytest.raises(ConfigError, match=f"{name} is there, but study.json does not say how it was made"):
+        begin(plan)
 
 
 def test_an_interrupted_run_is_resumed_and_a_finished_one_is_not(tmp_path: Path) -> None:
-    [job, *_] = Plan(tmp_path, (0,), ("compute",), STEPS).jobs()
+    [_, job, *_] = Plan(tmp_path, (0,), ("compute",), STEPS).jobs()
     assert not job.started and "--resume" not in job.arguments()
     write_text(job.path / "config.yaml", "seed: 0\n")
     assert job.started and not job.finished and job.arguments()[-1] == "--resume"
@@ -177,14 +283,7 @@ def test_jobs_run_side_by_side_and_save_on_a_signal(tmp_path: Path, monkeypatch:
 
 
 TINY = [
-    "task.train_problems=32",
-    "task.test_problems=8",
-    "task.min_operations=1",
-    "task.max_operations=2",
-    "warm_start.hidden_size=64",
-    "warm_start.heads=2",
-    "warm_start.kv_heads=2",
-    "warm_start.ffn_size=96",
+    *TINY_SANDBOX,
     "warm_start.steps=120",
     "train.prompts_per_step=8",
     "algorithm.group_size=3",
@@ -233,7 +332,9 @@ def test_the_report_says_so(small: Path, first: subprocess.CompletedProcess[str]
     assert "(R1-DrGRPO): failed: exit code 2" in text
     rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert rows["R1-DrGRPO, equal steps"].startswith("| R1-DrGRPO, equal steps | 0 of 1 | –")
-    assert "| C-GRPO, CoT | 1 of 1 | " in text and "GRPO at the compute of C-GRPO, CoT | 1 of 1" in text
+    assert "| C-GRPO, CoT, γ 0.01 | 1 of 1 | " in text
+    assert "GRPO at the compute of C-GRPO, CoT, γ 0.01 | 1 of 1" in text
+    assert "mcgrpo analyse" in text and "models/base/seed\\_0.txt" in text
 
 
 def test_other_settings_are_refused(small: Path, first: subprocess.CompletedProcess[str]) -> None:
@@ -248,7 +349,7 @@ def test_it_goes_on_where_it_was_left(small: Path, first: subprocess.CompletedPr
     (interrupted / "summary.json").unlink()
     lines = (interrupted / "metrics.jsonl").read_text()
     result = run_study(small)
-    assert "3 jobs, 1 of them finished" in result.stdout
+    assert "7 jobs, 4 of them finished" in result.stdout
     assert [line for line in result.stderr.splitlines() if "critique_grpo/seed_0" in line] == []
     assert (interrupted / "summary.json").is_file() and (interrupted / "metrics.jsonl").read_text() == lines
     assert (small / "study" / "equal_compute" / "seed_0" / "metrics.jsonl").stat().st_mtime_ns == kept

@@ -53,8 +53,8 @@ def step_rows() -> StepRows:
     return StepRows([first, second], trained, [[-0.5, -0.5, 1.0], [0.25, -0.75, 0.25, 0.25]])
 
 
-QUESTION_LOGPS = [[-1.0, -12.0], [-0.5, -2.0, -19.0]]
-"""The policy's, of the two trained refinements in the order of the rows."""
+QUESTION_LOGPS = [[[-4.0], [-1.0, -12.0]], [[-3.0], [-0.5, -2.0, -19.0]]]
+"""The policy's, of each group's refinements; the first of either group does not train."""
 
 
 class OwnSteps:

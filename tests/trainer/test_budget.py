@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.trainer.budget import COMPUTE, ComputeBudget, compute_of
+from megatron_cgrpo.trainer.budget import COMPUTE, PROMPTS, ComputeBudget, compute_of
 
 
 def write(directory: Path, *costs: float | None) -> Path:
-    lines = [{"step": step} | ({} if cost is None else {COMPUTE: cost}) for step, cost in enumerate(costs)]
+    lines = [{"step": step} | ({} if cost is None else {COMPUTE: cost, PROMPTS: 1}) for step, cost in enumerate(costs)]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return directory
 
@@ -41,3 +41,9 @@ def test_without_a_limit_only_steps_end_a_run() -> None:
 def test_a_run_that_recorded_no_compute_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train.compute_of=.*: its metrics.jsonl has no cost.compute"):
         compute_of(write(tmp_path, None, None))
+
+
+def test_a_run_that_was_measured_in_another_unit_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, COMPUTE: 30.0, "cost.update.tokens": 10}) + "\n")
+    with pytest.raises(ConfigError, match=r"train.compute_of=.*: its metrics.jsonl has no cost.update.prompt_tokens"):
+        compute_of(tmp_path)

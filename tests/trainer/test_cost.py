@@ -10,24 +10,32 @@ from evidence_groups import step_rows
 
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.observe.metrics import is_timing
-from megatron_cgrpo.trainer.cost import devices_of, step_compute, time_costs, token_costs
+from megatron_cgrpo.rollout.clock import StageClock
+from megatron_cgrpo.trainer.cost import devices_of, time_costs, token_costs, token_prices
 
 
 def test_tokens_of_every_source_and_their_compute() -> None:
     batches = step_rows().mini_batches  # 3 + 1 + 2 response tokens, then 3 + 1
     first = [replace(row, old_logprobs=[0.0], reference_logprobs=[0.0]) for row in batches[0]]
     second = [replace(row, reference_logprobs=[0.0]) for row in batches[1]]
-    cost = token_costs({"generate": 100, "critique": 0, "refine": 20}, [first, second, []])
-    assert cost == {
+    clock = StageClock()
+    for stage, sampled, prompt in (("generate", 60, 7), ("generate", 40, 8), ("critique", 0, 0), ("refine", 20, 50)):
+        clock.count_tokens(stage, sampled, prompt)
+    prices = token_prices(recipe(), 1, critic_scale=1.0)
+    assert token_costs(clock, [first, second, []], prices) == {
         "cost.rollout.tokens": 100,
+        "cost.rollout.prompt_tokens": 15,
         "cost.critique.tokens": 0,
+        "cost.critique.prompt_tokens": 0,
         "cost.refinement.tokens": 20,
+        "cost.refinement.prompt_tokens": 50,
         "cost.logprob.tokens": 2 * 6 + 4,
+        "cost.logprob.prompt_tokens": 2 * 3 * 2 + 2 * 2,  # a prompt of two tokens with every row
         "cost.update.tokens": 10,
-        "cost.compute": 100 + 20 + 16 + 3 * 10,
+        "cost.update.prompt_tokens": 5 * 2,
+        "cost.compute": (100 + 15) + (20 + 50) + (16 + 16) + 3 * (10 + 10),
     }
-    assert step_compute(cost) == cost["cost.compute"]
-    assert token_costs({}, batches)["cost.compute"] == 30, "what samples nothing pays for its updates"
+    assert token_costs(StageClock(), batches, prices)["cost.compute"] == 60, "what samples nothing pays for its updates"
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -58,6 +66,31 @@ def test_counts_are_no_timings() -> None:
 
 
 MODEL = {"path": "m", "engines": 3, "tensor_parallel": 1}
+
+
+@pytest.mark.parametrize(
+    ("critic", "critique", "refinement"),
+    [
+        ({"source": "self"}, 1.0, 1.0),
+        ({"source": "model", "model": MODEL}, 2.5, 1.0),
+        ({"refiner": "model", "model": MODEL}, 0.0, 2.5),
+        ({"source": "api"}, 0.0, 1.0),
+    ],
+)
+def test_a_token_costs_what_the_size_of_its_model_makes_it(
+    critic: dict[str, Any], critique: float, refinement: float
+) -> None:
+    prices = token_prices(recipe(critic=critic), 1, critic_scale=2.5)
+    assert prices == {
+        "rollout": 1.0,
+        "critique": critique,
+        "refinement": refinement,
+        "logprob": 1.0,
+        "update": 3.0,
+    }
+    clock = StageClock()
+    clock.count_tokens("critique", 10, 30)
+    assert token_costs(clock, [], prices)["cost.compute"] == 40 * critique
 
 
 @pytest.mark.parametrize(

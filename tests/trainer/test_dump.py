@@ -10,7 +10,7 @@ from evidence_groups import GROUPS, QUESTION_LOGPS, OwnSteps, step_rows
 from megatron_cgrpo.observe.rollouts import TrainedText
 from megatron_cgrpo.tasks.base import Task
 from megatron_cgrpo.trainer.dump import group_details
-from megatron_cgrpo.trainer.ledger import origins_of, trained_refinements
+from megatron_cgrpo.trainer.ledger import origins_of
 
 TASK = cast(Task, OwnSteps())
 
@@ -20,7 +20,7 @@ def test_details_are_of_the_tokens_themselves() -> None:
     failed, mixed = group_details(
         GROUPS,
         rows,
-        trained_refinements(GROUPS, rows, QUESTION_LOGPS),
+        QUESTION_LOGPS,
         [origins_of(group, TASK) for group in GROUPS],
         TASK,
         show=lambda ids: " ".join(map(str, ids)),
@@ -32,7 +32,7 @@ def test_details_are_of_the_tokens_themselves() -> None:
     ]
     assert [(text.kind, text.sample) for text in mixed.trained] == [("refinement", 2), ("response", 0)]
     assert [each.prompt for each in failed.refinements] == ["40 41 4 60 61", "40 41 1 2 3 60 61"]
-    assert [each.logp_question for each in failed.refinements] == [None, pytest.approx(-6.5)]
+    assert [each.logp_question for each in failed.refinements] == [-4.0, pytest.approx(-6.5)]
     assert [each.logp_critique for each in failed.refinements] == [-0.5, -0.5]
     assert [each.supported for each in mixed.refinements] == [True, False]
     assert mixed.refinements[1].logp_question == pytest.approx(-21.5 / 3)

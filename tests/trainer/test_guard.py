@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_cgrpo.config.train import GuardConfig
-from megatron_cgrpo.trainer.guard import Collapsed, CollapseGuard
+from megatron_cgrpo.trainer.guard import IDLE_STEPS, Collapsed, CollapseGuard
 
 
 def guard(lines: list[dict[str, float]] | None = None, **settings: Any) -> CollapseGuard:
@@ -16,7 +16,7 @@ def guard(lines: list[dict[str, float]] | None = None, **settings: Any) -> Colla
 
 
 def entropies(*values: float) -> list[dict[str, float]]:
-    return [{"entropy.rollout": value} for value in values]
+    return [{"entropy.initial": value} for value in values]
 
 
 def test_a_threshold_must_be_crossed_for_several_steps_in_a_row() -> None:
@@ -30,27 +30,27 @@ def test_a_threshold_must_be_crossed_for_several_steps_in_a_row() -> None:
 
 def test_the_sentence_has_value_threshold_and_remedy() -> None:
     [sentence] = guard(entropies(0.4, 0.25)).alarms()
-    for part in ("entropy.rollout=0.25", "guard.entropy_below=0.5", "2 steps", "optimizer.lr"):
+    for part in ("entropy.initial=0.25", "guard.entropy_below=0.5", "2 steps", "optimizer.lr"):
         assert part in sentence
 
 
 def test_every_figure_has_a_side_of_its_own() -> None:
     watching = guard(kl_above=1.0, mismatch_above=0.1)
-    quiet = {"entropy.rollout": 9.0, "kl.rollout": 1.0, "mismatch.kl": 0.1}
-    assert watching.watch(quiet) == {"guard.entropy": 0, "guard.kl": 0, "guard.mismatch": 0}
-    loud = {"entropy.rollout": 0.1, "kl.rollout": 1.5, "mismatch.kl": 0.2}
+    quiet = {"entropy.initial": 9.0, "kl.rollout": 1.0, "mismatch.kl": 0.1}
+    assert watching.watch(quiet) == {"guard.entropy": 0, "guard.kl": 0, "guard.mismatch": 0, "guard.idle": 0}
+    loud = {"entropy.initial": 0.1, "kl.rollout": 1.5, "mismatch.kl": 0.2}
     watching.watch(loud)
-    assert watching.watch(loud) == {"guard.entropy": 2, "guard.kl": 2, "guard.mismatch": 2}
+    assert watching.watch(loud) == {"guard.entropy": 2, "guard.kl": 2, "guard.mismatch": 2, "guard.idle": 0}
     names = [sentence.split("=")[0] for sentence in watching.alarms()]
-    assert names == ["entropy.rollout", "kl.rollout", "mismatch.kl"]
+    assert names == ["entropy.initial", "kl.rollout", "mismatch.kl"]
 
 
 def test_a_step_without_the_figure_neither_counts_nor_forgives() -> None:
     watching = guard()
     for line in [*entropies(0.1), {"step": 2}]:
         watching.watch(line)
-    assert watching.watch({"step": 3}) == {"guard.entropy": 1}
-    assert watching.watch(entropies(0.1)[0]) == {"guard.entropy": 2}
+    assert watching.watch({"step": 3}) == {"guard.entropy": 1, "guard.idle": 0}
+    assert watching.watch(entropies(0.1)[0]) == {"guard.entropy": 2, "guard.idle": 0}
     assert len(watching.alarms()) == 1
     watching.watch({"step": 5})
     assert watching.alarms() == [], "it has been said"
@@ -59,15 +59,40 @@ def test_a_step_without_the_figure_neither_counts_nor_forgives() -> None:
 def test_a_resumed_run_counts_on_and_a_stopped_one_stops_again() -> None:
     before = [{"step": 0, "eval.pass_at_1": 0.1}, *entropies(0.1, 0.1, 0.1)]
     watching = guard(before, action="stop")
-    assert watching.watch(entropies(0.1)[0]) == {"guard.entropy": 4}
-    with pytest.raises(Collapsed, match=r"(?s)entropy.rollout=0.1.*--resume"):
+    assert watching.watch(entropies(0.1)[0]) == {"guard.entropy": 4, "guard.idle": 0}
+    with pytest.raises(Collapsed, match=r"(?s)entropy.initial=0.1.*--resume"):
         watching.alarms()
     watching.watch(entropies(0.7)[0])
     assert watching.alarms() == []
 
 
-@pytest.mark.parametrize("settings", [{"action": "off"}, {"entropy_below": None}])
-def test_what_is_not_watched_has_no_figures(settings: dict[str, Any]) -> None:
-    watching = guard(entropies(0.1, 0.1), **settings)
+def test_a_run_that_trains_nothing_is_noticed_though_no_figure_of_training_is_there() -> None:
+    watching = guard(entropy_below=None)
+    said = {}
+    for step in range(1, 2 * IDLE_STEPS + 3):
+        trained = step <= 2
+        assert watching.watch({"step": step, "tokens.update": 10 if trained else 0})["guard.idle"] == max(0, step - 2)
+        if alarms := watching.alarms():
+            said[step] = alarms
+    assert list(said) == [2 * IDLE_STEPS + 2], "patience 2"
+    [[sentence]] = said.values()
+    for part in ("tokens.update=0", "10 steps", "nothing trained", "reward.initial"):
+        assert part in sentence
+
+
+def test_a_policy_that_samples_one_answer_is_noticed_though_nothing_trains() -> None:
+    watching = guard([{"entropy.initial": 0.1, "tokens.update": 0}] * 2, action="stop")
+    with pytest.raises(Collapsed, match=r"entropy.initial=0.1: below"):
+        watching.alarms()
+
+
+def test_a_run_that_trains_nothing_is_stopped() -> None:
+    watching = guard([{"tokens.update": 0}] * (2 * IDLE_STEPS), action="stop", entropy_below=None)
+    with pytest.raises(Collapsed, match="nothing trained"):
+        watching.alarms()
+
+
+def test_a_guard_that_is_off_watches_nothing() -> None:
+    watching = guard(entropies(0.1, 0.1), action="off")
     assert watching.watch(entropies(0.1)[0]) == {}
     assert watching.alarms() == []

@@ -9,56 +9,55 @@ from typing import Any, cast
 import pytest
 from evidence_groups import FAILED, GROUPS, MIXED, PROMPT, QUESTION_LOGPS, OwnSteps, refined, response, step_rows
 
+from megatron_cgrpo.analysis.feedback import Feedback
 from megatron_cgrpo.tasks.base import Task
-from megatron_cgrpo.trainer.batch import StepRows, TrainedRow
-from megatron_cgrpo.trainer.ledger import (
-    Origins,
-    ledger_metrics,
-    origins_of,
-    refinement_rows,
-    trained_refinements,
-)
+from megatron_cgrpo.trainer.batch import StepRows
+from megatron_cgrpo.trainer.ledger import Logprobs, Origins, given_the_question, ledger_metrics, origins_of
 from megatron_cgrpo.trainer.pooling import pool
-from megatron_cgrpo.types import Group
+from megatron_cgrpo.types import Completion, FinishReason, Group, Sample, TrainRow, Verdict
 
 TASK = cast(Task, OwnSteps())
 
 
-def ledger(
-    groups: list[Group], rows: StepRows, question: list[list[float]], gamma: float | None = 0.1
-) -> dict[str, float]:
-    refinements = trained_refinements(groups, rows, question)
-    return ledger_metrics(groups, rows, refinements, [origins_of(group, TASK) for group in groups], gamma)
+def ledger(groups: list[Group], rows: StepRows, question: Logprobs, gamma: float | None = 0.1) -> dict[str, float]:
+    return ledger_metrics(groups, rows, question, [origins_of(group, TASK) for group in groups], gamma)
 
 
-def test_a_trained_refinement_is_found_among_all_that_were_sampled() -> None:
-    rows = step_rows()
-    assert [row.token_ids for row in refinement_rows(rows)] == [[40, 41, 50, 51], [40, 41, 50, 51, 52]]
-    found = trained_refinements(GROUPS, rows, QUESTION_LOGPS)
-    assert [(each.group, each.refinement) for each in found] == [(0, 1), (1, 1)]
-    assert [each.critique for each in found] == [[-0.25, -0.75], [-1.0, -2.0, -3.0]]
-    assert [each.question for each in found] == QUESTION_LOGPS
-    with pytest.raises(ValueError):
-        trained_refinements(GROUPS, rows, QUESTION_LOGPS[:1])
+def test_every_refinement_is_scored_given_the_question_alone() -> None:
+    """Selected or not; one without a token is not asked for."""
+    empty = replace(FAILED.refinements[0], completion=Completion([], [], FinishReason.LENGTH, 0))
+    groups = [replace(FAILED, refinements=[empty, *FAILED.refinements]), MIXED]
+    asked: list[TrainRow] = []
+
+    def score(rows: list[TrainRow]) -> list[list[float]]:
+        asked.extend(rows)
+        return [[float(number)] * row.response_length for number, row in enumerate(rows)]
+
+    assert given_the_question(groups, score) == [[[], [0.0], [1.0, 1.0]], [[2.0], [3.0, 3.0, 3.0]]]
+    assert [row.token_ids for row in asked] == [[40, 41, 50], [40, 41, 50, 51], [40, 41, 50], [40, 41, 50, 51, 52]]
+    assert {row.prompt_length for row in asked} == {2}
+    asked.clear()
+    assert given_the_question([replace(MIXED, refinements=[], selected=[])], score) == [[]] and not asked
 
 
 def test_the_ledger_of_a_step() -> None:
-    shaped = sum(math.exp(logp) / (math.exp(logp) + 0.1) for logp in (-1, -12, -0.5, -2, -19)) / 5
-    bins = {  # exp(-0.5) and exp(-1) are in (0.1, 1], exp(-2) = 0.135 too, exp(-12) = 6e-6, exp(-19) = 5.6e-9
+    shaped = sum(math.exp(logp) / (math.exp(logp) + 0.1) for logp in (-4, -1, -12, -3, -0.5, -2, -19)) / 7
+    bins = {  # exp(-0.5), exp(-1) and exp(-2) = 0.135 are in (0.1, 1], exp(-3) and exp(-4) = 0.018 in (0.01, 0.1]
         **{f"ledger.p.le_1e{decade}": 0.0 for decade in range(-8, 1)},
-        "ledger.p.le_1e0": pytest.approx(3 / 5),
-        "ledger.p.le_1e-5": pytest.approx(1 / 5),
-        "ledger.p.le_1e-8": pytest.approx(1 / 5),
+        "ledger.p.le_1e0": pytest.approx(3 / 7),
+        "ledger.p.le_1e-1": pytest.approx(2 / 7),
+        "ledger.p.le_1e-5": pytest.approx(1 / 7),
+        "ledger.p.le_1e-8": pytest.approx(1 / 7),
     }
     assert ledger(GROUPS, step_rows(), QUESTION_LOGPS) == {
-        "ledger.count.refinements": 2,
-        "ledger.count.tokens": 5,
-        "ledger.logp_question": pytest.approx(-34.5 / 5),
-        "ledger.logp_critique": pytest.approx(-7 / 5),
-        "ledger.gap": pytest.approx(27.5 / 5),
-        "ledger.below_e-5": 1.0,  # -13 and -21.5 nats
-        "ledger.below_e-10": 1.0,
-        "ledger.below_e-20": 0.5,
+        "ledger.count.refinements": 4,
+        "ledger.count.tokens": 7,
+        "ledger.logp_question": pytest.approx(-41.5 / 7),
+        "ledger.logp_critique": pytest.approx(-10.5 / 7),
+        "ledger.gap": pytest.approx(31 / 7),
+        "ledger.below_e-5": 0.5,  # -4, -13, -3 and -21.5 nats
+        "ledger.below_e-10": 0.5,
+        "ledger.below_e-20": 0.25,
         "ledger.shaping": pytest.approx(shaped),
         **bins,
         "ledger.count.wrong.cot": 2,
@@ -67,7 +66,7 @@ def test_the_ledger_of_a_step() -> None:
         "ledger.fixed.indicative": 1.0,
         "ledger.count.trained_tokens": 10,
         "ledger.refined_share": 0.5,
-        "ledger.count.corrected": 3,
+        "ledger.count.corrected": 2,  # nor is a right one that is right again corrected
         "ledger.leaked": 0.0,  # the critique of `told` has 15, not 5
     }
 
@@ -93,8 +92,60 @@ def test_an_answer_leaks_where_it_is_told_and_not_worked_out(critique: str, text
     wrong = refined(0, [-1.0], 0, critique=critique, text=text)
     group = replace(FAILED, refinements=[right, wrong], selected=[])
     assert origins_of(group, TASK) == [expected, Origins(supported=False, leaked=False)]
-    leaked = ledger([group], StepRows([[]], [[]], [[0.0, 0.0]]), [])["ledger.leaked"]
+    leaked = ledger([group], StepRows([[]], [[]], [[0.0, 0.0]]), [[[], []]])["ledger.leaked"]
     assert leaked == float(expected.leaked)
+
+
+def test_a_right_response_that_is_repeated_is_neither_corrected_nor_leaked() -> None:
+    """As where every response is refined. The verifier's failure says nothing of the response either."""
+    told = refined(1, [-1.0], 0, critique="The right answer is 5.", text="told")
+    group = replace(MIXED, refinements=[told], selected=[])
+    unknown = replace(MIXED.initial[0], text="7", verdict=Verdict(0.0, "error:worker"))
+    for each in (group, replace(group, initial=[unknown])):
+        assert origins_of(each, TASK) == [Origins(supported=False, leaked=False)]
+        figures = ledger([each], StepRows([[]], [[]], [[0.0]]), [[[-1.0]]])
+        assert not {"ledger.count.corrected", "ledger.leaked", "ledger.fixed.cot"} & figures.keys()
+
+
+def test_the_analysis_of_the_files_counts_fixes_and_leaks_as_the_ledger_does() -> None:
+    """On right and wrong responses, refined right and wrong, told the answer or not."""
+    right, wrong = (response(reward, [1], text) for reward, text in ((1, "right"), (0, "7")))
+    refinements = [
+        refined(reward, [-1.0], parent, critique=critique, text=text)
+        for parent in (0, 1)
+        for reward in (0, 1)
+        for critique in ("The right answer is 5.", "wrong")
+        for text in ("told", "own steps")
+    ]
+    group = Group(PROMPT, [right, wrong], refinements)
+    figures = ledger([group], StepRows([[]], [[]], [[0.0, 0.0]]), [[[-1.0]] * len(refinements)])
+    feedback = Feedback()
+    feedback.add(
+        {
+            "critique_failures": {},
+            "failed": group.failed,
+            "responses": [{"cause": cause(sample)} for sample in group.initial],
+            "refinements": [
+                {
+                    "cause": cause(sample),
+                    "parent": sample.parent,
+                    "leaked": origin.leaked,
+                    "supported": origin.supported,
+                }
+                | {"critique": {"kind": "cot", "concludes_correct": False}}
+                for sample, origin in zip(refinements, origins_of(group, TASK), strict=True)
+            ],
+        }
+    )
+    analysed = feedback.figures()
+    assert figures["ledger.count.wrong.cot"] == analysed["fix.cot.refinements"] == 8
+    assert figures["ledger.fixed.cot"] == analysed["fix.cot.share"] == 0.5
+    assert figures["ledger.count.corrected"] == analysed["leak.cot.correct"] == 4
+    assert figures["ledger.leaked"] == analysed["leak.cot.share"] == 0.25
+
+
+def cause(sample: Sample) -> str:
+    return "correct" if sample.verdict.correct else "wrong"
 
 
 def test_answers_are_read_as_they_are_written() -> None:
@@ -115,8 +166,7 @@ def test_answers_are_read_as_they_are_written() -> None:
 def test_pooled_steps_are_one_step_that_holds_them_all() -> None:
     both = step_rows()
     first = StepRows(both.mini_batches[:1], both.trained[:1], both.advantages[:1])
-    moved = [[TrainedRow(0, text.sample, text.kind) for text in batch] for batch in both.trained[1:]]
-    second = StepRows(both.mini_batches[1:], moved, both.advantages[1:])
+    second = StepRows(both.mini_batches[1:], both.trained[1:], both.advantages[1:])
     steps = [ledger([FAILED], first, QUESTION_LOGPS[:1]), ledger([MIXED], second, QUESTION_LOGPS[1:])]
     assert pool(steps) == pytest.approx(ledger(GROUPS, both, QUESTION_LOGPS))
     assert pool([{"step": 1, "loss.total": 3.0}, *steps, {"step": 3}]) == pool(steps)
@@ -124,14 +174,24 @@ def test_pooled_steps_are_one_step_that_holds_them_all() -> None:
 
 def test_shares_of_critiques_pool_too() -> None:
     lines = [
-        {"critique.concluded": 1, "critique.false_correct": 1.0, "critique.attempts": 4, "critique.unparsable": 0.75},
-        {"critique.concluded": 3, "critique.false_correct": 0.0, "critique.failed.truncated": 2},
+        {"critique.of_wrong": 1, "critique.false_correct": 1.0, "critique.attempts": 4, "critique.unparsable": 0.75},
+        {
+            "critique.of_wrong": 3,
+            "critique.false_correct": 0.0,
+            "critique.failed.truncated": 2,
+            "verify.error.worker": 1,
+        },
+        {"critique.of_right": 2, "critique.false_incorrect": 0.5, "verify.error.worker": 2, "verify.wrong": 3},
         {"critique.attempts": 4, "critique.unparsable": 0.25, "critique.failed.truncated": 1},
     ]
     assert pool(lines) == {
         "critique.attempts": 8,
-        "critique.concluded": 4,
+        "critique.of_right": 2,
+        "critique.of_wrong": 4,
         "critique.failed.truncated": 3,
         "critique.false_correct": 0.25,
+        "critique.false_incorrect": 0.5,
+        "verify.error.worker": 3,
+        "verify.wrong": 3,
         "critique.unparsable": 0.5,
     }

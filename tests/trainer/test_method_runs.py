@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_sandbox import TINY_SANDBOX
 from training_runs import Run
 
 from megatron_cgrpo.observe.metrics import read_metrics
@@ -17,14 +18,7 @@ from megatron_cgrpo.types import NOT_TRAINED
 STEPS = 5
 TINY = [
     "task.modulus=3",
-    "task.train_problems=32",
-    "task.test_problems=8",
-    "task.min_operations=1",
-    "task.max_operations=2",
-    "warm_start.hidden_size=64",
-    "warm_start.heads=2",
-    "warm_start.kv_heads=2",
-    "warm_start.ffn_size=96",
+    *TINY_SANDBOX,
     "warm_start.steps=300",
     "parallel.tp=1",
     "rollout.engines=1",
@@ -115,7 +109,7 @@ def test_critiques_are_in_the_prompts_of_critiques_alone(offline: Run) -> None:
 def test_solutions_cost_no_sampling(offline: Run) -> None:
     line = read_metrics(offline.directory / "metrics.jsonl")[4]
     assert not [key for key in line if key in ("tokens.generate", "tokens.refine", "time.generate")]
-    assert line["cost.compute"] == 3 * line["tokens.rollout"]
+    assert line["cost.compute"] == 3 * line["tokens.update"]
 
 
 def test_a_resumed_run_still_samples_from_the_initial_policy(folder: Path, cache: Path, offline: Run) -> None:

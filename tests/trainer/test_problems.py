@@ -100,6 +100,13 @@ def test_a_converted_model_is_accepted_and_refused_by_name(tmp_path: Path) -> No
         check_inputs(recipe(megatron))
 
 
+def test_a_step_of_more_prompts_than_there_are_is_refused() -> None:
+    problems = Problems.load(recipe())
+    problems.check_step(20)
+    with pytest.raises(ConfigError, match=r"train.prompts_per_step=21: exceeds the 20 problems .*: lower it"):
+        problems.check_step(21)
+
+
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="its embedding 16 rows"):
         Problems.load(recipe(write_model(tmp_path, 16)))

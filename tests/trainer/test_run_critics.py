@@ -57,11 +57,12 @@ def test_engines_of_the_policy_or_of_the_critic_are_asked(source: str, asked: li
     policy, judge = Engines(), Engines()
     critics = Critics(recipe(source=source), PROBLEMS, System(None, policy, judge))
     ids = PROBLEMS.tokenizer.encode(CORRECT)
-    assert ask(critics) == Critique("cot", CORRECT, ids, True, generated_tokens=len(ids))
+    outcome = ask(critics)
     assert [len(engines.requests) for engines in (policy, judge)] == asked
     [request] = policy.requests + judge.requests
     expected = PROBLEMS.task.critique_prompt(PROMPT, PROBLEMS.tokenizer.encode("1+1=2"), "nothing")
     assert request == GenerateRequest(expected, 1, 5, 16, 1.0)
+    assert outcome == Critique("cot", CORRECT, ids, True, len(ids), prompt_tokens=len(expected))
     assert critics.take_metrics() == {}
 
 

@@ -72,17 +72,16 @@ def test_the_ledger_agrees_with_the_dump(uninterrupted: Run) -> None:
     for line in read_metrics(uninterrupted.directory / "metrics.jsonl")[1:]:
         dumped = by_step[int(line["step"])]
         rows = [(group, row) for group in dumped for row in group["trained"]]
-        refined = [(group, row) for group, row in rows if row["kind"] == "refinement"]
+        refined = [refinement for group in dumped for refinement in group["refinements"]]  # selected or not
         assert line["cost.update.tokens"] == sum(row["response_tokens"] for _, row in rows)
-        assert line["cost.logprob.tokens"] == 2 * line["cost.update.tokens"]  # the old policy, and the reference
+        assert line["cost.update.tokens"] + line["cost.update.prompt_tokens"] == line["tokens.update"]
+        for part in ("tokens", "prompt_tokens"):  # the old policy, and the reference
+            assert line[f"cost.logprob.{part}"] == 2 * line[f"cost.update.{part}"]
         assert line["ledger.count.trained_tokens"] == line["tokens.rollout"] + line["tokens.refinement"]
         assert line.get("ledger.count.refinements", 0) == len(refined)
         if refined:
-            tokens = sum(row["response_tokens"] for _, row in refined)
-            total = 0.0
-            for group, row in refined:
-                index = group["selected"][row["sample"] - len(group["responses"])]
-                total += group["refinements"][index]["logp_question"] * row["response_tokens"]
+            tokens = sum(refinement["tokens"] for refinement in refined)
+            total = sum(refinement["logp_question"] * refinement["tokens"] for refinement in refined)
             assert line["ledger.logp_question"] == pytest.approx(total / tokens)
 
 
@@ -94,6 +93,8 @@ def test_the_summary_adds_up_what_the_lines_say(uninterrupted: Run) -> None:
         assert summary[key] == pytest.approx(sum(line.get(key, 0) for line in lines))
     assert summary["cost.update.device_seconds"] == pytest.approx(2 * summary["seconds.update"])  # tp: 2
     assert summary["cost.compute"] == sum(
-        summary.get(f"cost.{source}.tokens", 0) * (3 if source == "update" else 1)
+        summary.get(f"cost.{source}.{part}", 0) * (3 if source == "update" else 1)
         for source in ("rollout", "critique", "refinement", "logprob", "update")
+        for part in ("tokens", "prompt_tokens")
     )
+    assert summary["cost.refinement.prompt_tokens"] > summary["cost.refinement.tokens"] > 0

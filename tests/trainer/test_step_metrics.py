@@ -57,9 +57,8 @@ def test_rollouts() -> None:
         "response.truncated": pytest.approx(1 / 8),
         "refinement.valid": pytest.approx(1 / 3),
         "refinement.questions_refined": pytest.approx(1 / 3),
-        "critique.concluded": 2,
+        "critique.of_wrong": 2,
         "critique.false_correct": pytest.approx(1 / 2),
-        "critique.false_incorrect": 0,
         "critique.attempts": 5,  # three critiques were used, and two had no conclusion
         "critique.unparsable": pytest.approx(2 / 5),
         "critique.dropped.error": 2,
@@ -77,12 +76,51 @@ def test_reference_solutions_earn_no_reward() -> None:
 
 
 def test_critiques_are_held_against_the_verifier() -> None:
-    """Of four conclusions on (right, wrong, right, wrong) responses, the first two agree."""
-    initial = [sample(1, 1), sample(0, 1), sample(1, 1), sample(0, 1)]
-    concluded = [True, False, False, True]
+    """Of five conclusions on (right, wrong, right, wrong, wrong) responses, the first two and the last agree."""
+    initial = [sample(1, 1), sample(0, 1), sample(1, 1), sample(0, 1), sample(0, 1)]
+    concluded = [True, False, False, True, False]
     critiqued = Group(PROMPT, initial, [refinement(0, i, verdict) for i, verdict in enumerate(concluded)])
     metrics = rollout_metrics([critiqued])
-    assert (metrics["critique.false_correct"], metrics["critique.false_incorrect"]) == (0.25, 0.25)
+    assert (metrics["critique.of_wrong"], metrics["critique.of_right"]) == (3, 2)
+    assert metrics["critique.false_correct"] == pytest.approx(1 / 3)
+    assert metrics["critique.false_incorrect"] == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("kind", ["indicative", "indicative_gt"])
+def test_templates_and_verifiers_that_failed_agree_with_nobody(kind: str) -> None:
+    template = replace(refinement(0, 0, False), critique=Critique(kind, "", [], False))
+    unknown = refinement(0, 1, False)
+    initial = [sample(0, 1), replace(sample(0, 1), verdict=Verdict(0.0, "error:worker"))]
+    metrics = rollout_metrics([Group(PROMPT, initial, [template, unknown])])
+    assert not {"critique.of_wrong", "critique.of_right", "critique.false_correct"} & metrics.keys()
+
+
+def test_entropy_is_of_every_token_that_was_sampled_trained_on_or_not() -> None:
+    def spoken(of: Sample, *logprobs: float) -> Sample:
+        return replace(of, completion=replace(of.completion, logprobs=list(logprobs)))
+
+    solved = Group(PROMPT, [spoken(sample(1, 2), -1.0, -2.0), spoken(sample(1, 1), -3.0)])  # all right: trains nothing
+    failed = Group(
+        PROMPT,
+        [spoken(sample(0, 1), -6.0)],
+        [spoken(refinement(0, 0, False), -0.5), spoken(refinement(1, 0, False), -1.0, -0.0)],
+        selected=[1],
+    )
+    metrics = rollout_metrics([solved, failed])
+    assert metrics["entropy.initial"] == pytest.approx((1 + 2 + 3 + 6) / 4)
+    assert metrics["entropy.refined"] == pytest.approx((0.5 + 1 + 0) / 3)
+    assert "entropy.refined" not in rollout_metrics([solved])
+
+
+def test_what_nobody_judged_is_in_no_mean_of_rewards() -> None:
+    error = Verdict(0.0, "error:worker")
+    initial = [sample(1, 1), sample(0, 1), replace(sample(0, 1), verdict=error)]
+    refinements = [refinement(1, 1, False), replace(refinement(0, 1, False), verdict=error)]
+    metrics = rollout_metrics([Group(PROMPT, initial, refinements, selected=[0])])
+    assert (metrics["reward.initial"], metrics["refinement.valid"]) == (0.5, 1.0)
+    assert metrics["reward.mean"] == pytest.approx(2 / 3)
+    lost = rollout_metrics([Group(PROMPT, [replace(sample(0, 1), verdict=error)])])
+    assert "reward.initial" not in lost and lost["groups.failed"] == 0
 
 
 def test_templates_are_no_attempts_of_a_critic() -> None:
@@ -90,8 +128,9 @@ def test_templates_are_no_attempts_of_a_critic() -> None:
     group = Group(PROMPT, [sample(0, 1)], [replaced], critique_failures={"truncated": 1, "timeout": 4})
     metrics = rollout_metrics([group])
     assert (metrics["critique.attempts"], metrics["critique.unparsable"]) == (1, 1.0)
-    rewarded = replace(group, initial=[replace(sample(0, 1), judged=0.0)], refinements=[])
-    assert rollout_metrics([rewarded])["critique.attempts"] == 2
+    rewarded = replace(group, initial=[replace(sample(0, 1), judged=0.0)] * 3, refinements=[], stand_ins=1)
+    metrics = rollout_metrics([rewarded])
+    assert (metrics["critique.stood_in"], metrics["critique.attempts"]) == (1, 3)
 
 
 def test_shares_of_nothing_are_left_out() -> None:

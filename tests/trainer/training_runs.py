@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+from tiny_sandbox import TINY_SANDBOX
 
 from megatron_cgrpo.observe.metrics import is_timing, read_metrics
 
@@ -19,14 +20,7 @@ STEPS = 4
 MARK = "MCGRPO_TEST_RUN"
 """Inherited by every process of a run, detached or not: how a test finds them."""
 SMALL = [
-    "task.train_problems=32",
-    "task.test_problems=8",
-    "task.min_operations=1",
-    "task.max_operations=2",
-    "warm_start.hidden_size=64",
-    "warm_start.heads=2",
-    "warm_start.kv_heads=2",
-    "warm_start.ffn_size=96",
+    *TINY_SANDBOX,
     "warm_start.steps=120",
     "train.prompts_per_step=8",
     "train.updates_per_step=2",

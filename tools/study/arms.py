@@ -21,19 +21,14 @@ class Arm:
     times_steps: int = 1
 
 
-@dataclass(frozen=True)
-class BaseModel:
-    """A base model of another size, as a critic or refiner beside the policy."""
-
-    settings: tuple[str, ...]
-
-
 def _preset(name: str, *overrides: str) -> tuple[str, ...]:
     return f"algorithm.preset={name}", *overrides
 
 
-def _model(size: str) -> str:
-    return f"critic.model.path={{out}}/models/{size}/seed_{{seed}}"
+def _beside(label: str, role: str, size: str, *overrides: str) -> Arm:
+    """Critique-GRPO with a model of ``BASE_MODELS`` beside the policy."""
+    path = f"critic.model.path={{out}}/models/{size}/seed_{{seed}}"
+    return Arm(label, _preset("critique_grpo", _GAMMA, f"{role}=model", path, *overrides), (f"models/{size}",))
 
 
 ARMS = {
@@ -44,14 +39,14 @@ ARMS = {
     "citl_ft": Arm("CITL-FT", _preset("citl_ft")),
     "r1_grpo": Arm("R1-GRPO", _preset("r1_grpo")),
     "r1_drgrpo": Arm("R1-DrGRPO", _preset("r1_drgrpo")),
-    "indicative": Arm("C-GRPO, indicative", _preset("critique_grpo_indicative", _GAMMA)),
-    "indicative_gt": Arm("C-GRPO, indicative + GT", _preset("critique_grpo_indicative_gt", _GAMMA)),
-    "critique_grpo": Arm("C-GRPO, CoT", _preset("critique_grpo", _GAMMA)),
-    "critique_grpo_self": Arm("C-GRPO, self-critique", _preset("critique_grpo_self", _GAMMA)),
+    "indicative": Arm("C-GRPO, indicative, γ 0.01", _preset("critique_grpo_indicative", _GAMMA)),
+    "indicative_gt": Arm("C-GRPO, indicative + GT, γ 0.01", _preset("critique_grpo_indicative_gt", _GAMMA)),
+    "critique_grpo": Arm("C-GRPO, CoT, γ 0.01", _preset("critique_grpo", _GAMMA)),
+    "critique_grpo_self": Arm("C-GRPO, self-critique, γ 0.01", _preset("critique_grpo_self", _GAMMA)),
     "language_feedback": Arm("GRPO + language feedback", _preset("ablation_language_feedback")),
     # Also the importance ratio among the three ratios of refinements: the two presets are one method.
     "selection": Arm("GRPO + feedback + selection", _preset("ablation_selection")),
-    "gamma_0.1": Arm("C-GRPO, CoT, gamma 0.1", _preset("critique_grpo")),
+    "gamma_0.1": Arm("C-GRPO, CoT, γ 0.1", _preset("critique_grpo")),
     "on_policy": Arm("C-GRPO, CoT, on-policy ratio", _preset("critique_grpo_on_policy")),
     "two_stage": Arm(
         "R1-GRPO, then Ref-SFT",
@@ -61,43 +56,29 @@ ARMS = {
             "stages=[{{from_step: {later}, algorithm: {{preset: ref_sft}}}}]",
         ),
     ),
-    "critic_small": Arm(
-        "critique by a smaller model",
-        _preset("critique_grpo", _GAMMA, "critic.source=model", _model("small")),
-        ("models/small",),
+    "critic_small": _beside("critique by a smaller model", "critic.source", "small"),
+    "critic_large": _beside("critique by a larger model", "critic.source", "large"),
+    "critic_small_told": _beside(
+        "critique by a smaller model that is told the answer", "critic.source", "small", "critic.sees=answer"
     ),
-    "critic_large": Arm(
-        "critique by a larger model",
-        _preset("critique_grpo", _GAMMA, "critic.source=model", _model("large")),
-        ("models/large",),
+    "critic_large_told": _beside(
+        "critique by a larger model that is told the answer", "critic.source", "large", "critic.sees=answer"
     ),
-    "refiner_small": Arm(
-        "refinement by a smaller model",
-        _preset("critique_grpo", _GAMMA, "critic.refiner=model", _model("small")),
-        ("models/small",),
-    ),
-    "refiner_large": Arm(
-        "refinement by a larger model",
-        _preset("critique_grpo", _GAMMA, "critic.refiner=model", _model("large")),
-        ("models/large",),
-    ),
+    "refiner_small": _beside("refinement by a smaller model", "critic.refiner", "small"),
+    "refiner_large": _beside("refinement by a larger model", "critic.refiner", "large"),
     "noise_0.10": Arm("10 % of critiques wrong", _preset("critique_grpo", _GAMMA, "critic.noise=0.1")),
     "noise_0.25": Arm("25 % of critiques wrong", _preset("critique_grpo", _GAMMA, "critic.noise=0.25")),
     "noise_0.50": Arm("50 % of critiques wrong", _preset("critique_grpo", _GAMMA, "critic.noise=0.5")),
     "equal_compute": Arm(
-        "GRPO at the compute of C-GRPO, CoT",
+        "GRPO at the compute of C-GRPO, CoT, γ 0.01",
         _preset("grpo_equal_compute", "train.compute_of={out}/critique_grpo/seed_{seed}"),
         ("critique_grpo",),
         times_steps=5,
     ),
 }
 
-# The policy's base model has width 128 and two layers.
+# Critics and refiners beside the policy, whose own base model has width 128 and two layers.
 BASE_MODELS = {
-    "small": BaseModel(
-        ("warm_start.hidden_size=64", "warm_start.heads=2", "warm_start.kv_heads=2", "warm_start.ffn_size=256")
-    ),
-    "large": BaseModel(
-        ("warm_start.hidden_size=192", "warm_start.heads=6", "warm_start.kv_heads=6", "warm_start.ffn_size=768")
-    ),
+    "small": ("warm_start.hidden_size=64", "warm_start.heads=2", "warm_start.kv_heads=2", "warm_start.ffn_size=256"),
+    "large": ("warm_start.hidden_size=192", "warm_start.heads=6", "warm_start.kv_heads=6", "warm_start.ffn_size=768"),
 }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_cgrpo.observe.atomic import write_json
+from megatron_cgrpo.observe.atomic import write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,6 @@ class Job:
     out: Path
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
-
-    @property
-    def kind(self) -> str:
-        return type(self).__name__
 
     @property
     def path(self) -> Path:
@@ -61,6 +57,14 @@ class Train(Job):
 
 
 @dataclass(frozen=True)
+class BaseModel(Job):
+    """The policy's base model, made in the cache before several jobs need it at once; keeps an answer of it."""
+
+    def collect(self, stdout: str) -> None:
+        write_text(self.path, stdout)
+
+
+@dataclass(frozen=True)
 class MakeModel(Job):
     """A base model of another size: it is made in a cache of its own, and moved to its place when it is complete."""
 
@@ -79,9 +83,24 @@ class Rescue(Job):
 
 
 @dataclass(frozen=True)
-class PassAtK(Job):
-    """An evaluation with many samples, whose scores are kept."""
+class Analyse(Job):
+    """Writes its file to the directory of a finished run."""
+
+
+@dataclass(frozen=True)
+class Evaluate(Job):
+    """An evaluation whose scores are kept."""
 
     def collect(self, stdout: str) -> None:
         scores: Mapping[str, float] = json.loads(stdout[stdout.index("{") :])
         write_json(self.path, dict(scores))
+
+
+@dataclass(frozen=True)
+class PassAtK(Evaluate):
+    """With many samples."""
+
+
+@dataclass(frozen=True)
+class SelfCritique(Evaluate):
+    """Of answers, of the policy's critiques of them, and of the answers after these."""

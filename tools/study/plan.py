@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from study.arms import ARMS, BASE_MODELS
-from study.jobs import Job, MakeModel, PassAtK, Rescue, Train
-from study.paper import PASS_AT_K, PASS_AT_K_ARMS, RESCUE, TABLES
+from study.jobs import Analyse, BaseModel, Job, MakeModel, PassAtK, Rescue, SelfCritique, Train
+from study.paper import NOTES, PASS_AT_K, PASS_AT_K_ARMS, RESCUE, SELF_CRITIQUE, SELF_CRITIQUE_ARMS, TABLES
 
-from megatron_cgrpo.report.study import PassAtKCurve, Study, StudyArm, StudyRun
+from megatron_cgrpo.report.study import Study, StudyArm, StudyJob, StudyRun, StudyScores
 
 RECIPE = Path(__file__).parents[2] / "examples" / "sandbox.yaml"
 TITLE = "Critique-GRPO on the sandbox task"
+DEFAULTS = (
+    # Two jobs at once, of a process each, use two cores better than one job of two.
+    "rollout.engines=1",
+    "parallel.tp=1",
+    "warm_start.dp=1",
+    # Of 40 steps of 40 prompts, the second half asks every question again: some analyses need that.
+    "task.train_problems=800",
+    "observe.gradients_every=10",
+)
 PASS_AT_K_SAMPLES = 256
 PASS_AT_K_PROMPTS = 64
+_FOLDERS = {PASS_AT_K: "pass_at_k", SELF_CRITIQUE: "self_critique"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``overrides`` hold for every job, below what the study itself sets."""
+    """``overrides`` hold for every job, above ``DEFAULTS`` and below what the study itself sets."""
 
     out: Path
     seeds: tuple[int, ...]
@@ -33,8 +43,8 @@ class Plan:
     def arms(self) -> list[str]:
         """Each once, in the order in which the tables need them; what an arm needs comes before it."""
         rows = [row.arm for name in self.tables if name in TABLES for row in TABLES[name].rows]
-        if PASS_AT_K in self.tables:
-            rows += PASS_AT_K_ARMS
+        for name, arms in ((PASS_AT_K, PASS_AT_K_ARMS), (SELF_CRITIQUE, SELF_CRITIQUE_ARMS)):
+            rows += arms if name in self.tables else ()
         wanted: list[str] = []
         for arm in (arm for arm in rows if arm is not None):
             wanted += [need for need in ARMS[arm].needs if need in ARMS] + [arm]
@@ -46,34 +56,36 @@ class Plan:
 
     def study(self, command: str, failures: Mapping[str, str]) -> Study:
         """``failures``: sentences by the name of the job."""
-        by_name = {job.name: job for job in self.jobs()}
         arms = {
             arm: StudyArm(
                 label=ARMS[arm].label,
-                runs=tuple(
-                    StudyRun(
-                        seed=seed,
-                        directory=_run(arm, seed),
-                        command=("mcgrpo", *by_name[_run(arm, seed)].command),
-                        failure=failures.get(_run(arm, seed)),
-                    )
-                    for seed in self.seeds
-                ),
+                runs=tuple(StudyRun(seed=seed, directory=_run(arm, seed)) for seed in self.seeds),
             )
             for arm in self.arms
         }
-        trained = {_run(arm, seed) for arm in self.arms for seed in self.seeds}
         return Study(
             title=TITLE,
-            command=command,
+            commands=(command,),
             arms=arms,
             tables=tuple(TABLES[name] for name in self.tables if name in TABLES),
             rescue=tuple(_rescue(seed) for seed in self.seeds if RESCUE in self.tables),
-            pass_at_k=tuple(self._curves()),
-            failures={name: reason for name, reason in failures.items() if name not in trained},
+            pass_at_k=tuple(self._scores(PASS_AT_K, PASS_AT_K_ARMS)),
+            self_critique=tuple(self._scores(SELF_CRITIQUE, SELF_CRITIQUE_ARMS)),
+            notes=NOTES,
+            jobs={
+                job.name: StudyJob(command=("mcgrpo", *job.command), failure=failures.get(job.name))
+                for job in self.jobs()
+            },
         )
 
     def _of_seed(self, seed: int) -> Iterator[Job]:
+        """All but other base models need the policy's, whose making two of them at once would both begin."""
+        base = BaseModel(f"models/base/seed_{seed}.txt", self.out, self._command("sample", seed, (), ("-n", "1")))
+        yield base
+        for job in self._after_base(seed):
+            yield job if isinstance(job, MakeModel) else replace(job, needs=(base.name, *job.needs))
+
+    def _after_base(self, seed: int) -> Iterator[Job]:
         if RESCUE in self.tables:
             file = _rescue(seed)
             options = ("--samples", "4", "--out", str(self.out / file))
@@ -82,9 +94,17 @@ class Plan:
             yield self._model(size.removeprefix("models/"), seed)
         for arm in self.arms:
             yield self._train(arm, seed)
+            run = _run(arm, seed)
+            yield Analyse(f"{run}/analysis.json", self.out, ("analyse", str(self.out / run)), (run,))
         if PASS_AT_K in self.tables:
-            for arm in PASS_AT_K_ARMS:
-                yield self._pass_at_k(arm, seed)
+            settings = (f"evaluation.final_samples={PASS_AT_K_SAMPLES}", f"evaluation.prompts={PASS_AT_K_PROMPTS}")
+            for model in PASS_AT_K_ARMS:
+                yield PassAtK(_file(PASS_AT_K, model, seed), self.out, *self._evaluation(model, seed, settings))
+        if SELF_CRITIQUE in self.tables:
+            settings = ("critic.source=self", "evaluation.final_samples=4")
+            for model in SELF_CRITIQUE_ARMS:
+                command, needs = self._evaluation(model, seed, settings, "--self-critique")
+                yield SelfCritique(_file(SELF_CRITIQUE, model, seed), self.out, command, needs)
 
     def _train(self, arm: str, seed: int) -> Train:
         name, middle = _run(arm, seed), max(self.steps // 2, 1)
@@ -103,27 +123,28 @@ class Plan:
 
     def _model(self, size: str, seed: int) -> MakeModel:
         name = f"models/{size}/seed_{seed}"
-        settings = (*BASE_MODELS[size].settings, f"warm_start.cache_dir={MakeModel.cache(self.out / name)}")
+        settings = (*BASE_MODELS[size], f"warm_start.cache_dir={MakeModel.cache(self.out / name)}")
         return MakeModel(name, self.out, self._command("sample", seed, settings, ("-n", "1")))
 
-    def _pass_at_k(self, arm: str | None, seed: int) -> PassAtK:
-        settings = [f"evaluation.final_samples={PASS_AT_K_SAMPLES}", f"evaluation.prompts={PASS_AT_K_PROMPTS}"]
-        options, needs = ("--json",), ()
-        if arm is not None:
-            needs = (_run(arm, seed),)
-            checkpoint = self.out / needs[0] / "checkpoints" / f"step_{self.steps:06d}"
-            options = ("--checkpoint", str(checkpoint), "--json")
-        return PassAtK(_curve(arm, seed), self.out, self._command("eval", seed, settings, options), needs)
+    def _evaluation(
+        self, arm: str | None, seed: int, settings: Sequence[str], *options: str
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """(command, what it needs) for the last checkpoint of an arm, or for the base model."""
+        if arm is None:
+            return self._command("eval", seed, settings, (*options, "--json")), ()
+        checkpoint = self.out / _run(arm, seed) / "checkpoints" / f"step_{self.steps:06d}"
+        options = (*options, "--checkpoint", str(checkpoint), "--json")
+        return self._command("eval", seed, settings, options), (_run(arm, seed),)
 
     def _command(self, name: str, seed: int, settings: Sequence[str], options: Sequence[str] = ()) -> tuple[str, ...]:
         seeds = [f"{key}={seed}" for key in ("seed", "task.seed", "warm_start.seed")]
-        return name, str(RECIPE), *seeds, *self.overrides, *settings, *options
+        return name, str(RECIPE), *seeds, *DEFAULTS, *self.overrides, *settings, *options
 
-    def _curves(self) -> Iterator[PassAtKCurve]:
-        if PASS_AT_K in self.tables:
-            for arm in PASS_AT_K_ARMS:
+    def _scores(self, name: str, arms: Sequence[str | None]) -> Iterator[StudyScores]:
+        if name in self.tables:
+            for arm in arms:
                 label = "base model" if arm is None else ARMS[arm].label
-                yield PassAtKCurve(label=label, files=tuple(_curve(arm, seed) for seed in self.seeds))
+                yield StudyScores(label=label, files=tuple(_file(name, arm, seed) for seed in self.seeds))
 
 
 def shell(job: Job) -> str:
@@ -139,5 +160,5 @@ def _rescue(seed: int) -> str:
     return f"rescue/seed_{seed}.json"
 
 
-def _curve(arm: str | None, seed: int) -> str:
-    return f"pass_at_k/{arm or 'base'}/seed_{seed}.json"
+def _file(table: str, arm: str | None, seed: int) -> str:
+    return f"{_FOLDERS[table]}/{arm or 'base'}/seed_{seed}.json"

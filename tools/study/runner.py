@@ -14,12 +14,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-from study.jobs import Job, MakeModel, PassAtK, Rescue
+from study.jobs import Analyse, BaseModel, Job, MakeModel, PassAtK, Rescue, SelfCritique
 
 # Seconds on two idle cores, until a job of the kind has been timed.
 _START_UP = 50.0
 _STEP = 2.3
-_GUESSES: dict[type[Job], float] = {MakeModel: 200.0, Rescue: 90.0, PassAtK: 120.0}
+_GUESSES: dict[type[Job], float] = {
+    BaseModel: 200.0,
+    MakeModel: 200.0,
+    Rescue: 90.0,
+    Analyse: 8.0,
+    PassAtK: 120.0,
+    SelfCritique: 60.0,
+}
 _LOG_LINES = 3
 _POLL_S = 0.2
 

@@ -14,7 +14,6 @@ from megatron_cgrpo.data.problem_file import ProblemRow, read_problems
 from megatron_cgrpo.data.tokenizer import Tokenizer
 from megatron_cgrpo.rewards.domains import make_verifier
 from megatron_cgrpo.rewards.program import CodeVerifier, critique
-from megatron_cgrpo.rewards.program_tests import parse_tests
 from megatron_cgrpo.tasks.base import Split
 from megatron_cgrpo.tasks.problems.prompts import PromptWriter
 from megatron_cgrpo.tasks.problems.support import supported
@@ -36,12 +35,16 @@ class FileTask:
     def __init__(self, config: FileTaskConfig, tokenizer: Tokenizer) -> None:
         self._config, self._tokenizer = config, tokenizer
         self._writer = PromptWriter(config, tokenizer)
-        train = self._read(config.train, "task.train")
-        test = train if config.test == config.train else self._read(config.test, "task.test")
-        self._prompts: dict[Split, list[Prompt]] = {"train": train, "test": test}
         self._verifier = make_verifier(
             config.domain, workers=config.workers, allow_weak_sandbox=config.allow_weak_sandbox
         )
+        try:
+            train = self._read(config.train, "task.train")
+            test = train if config.test == config.train else self._read(config.test, "task.test")
+        except BaseException:
+            self._verifier.close()
+            raise
+        self._prompts: dict[Split, list[Prompt]] = {"train": train, "test": test}
         self._examiners = ThreadPoolExecutor(config.workers, thread_name_prefix="examine")
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
@@ -96,14 +99,9 @@ class FileTask:
         self._verifier.close()
 
     def _read(self, path: Path, field: str) -> list[Prompt]:
-        return [self._prompt(row, f"{field}={path}") for row in read_problems(path, field)]
+        return [self._prompt(row) for row in read_problems(path, field, self._verifier.check_answer)]
 
-    def _prompt(self, row: ProblemRow, where: str) -> Prompt:
-        if self._config.domain == "code":
-            try:
-                parse_tests(row.answer)
-            except ValueError as error:
-                raise ConfigError(f"{where}: problem {row.id}: {error}") from error
+    def _prompt(self, row: ProblemRow) -> Prompt:
         texts = {_SOLUTION: row.solution, SOURCE: row.source, _SYSTEM: row.system}
         metadata = {name: text for name, text in texts.items() if text is not None}
         return Prompt(row.id, row.question, self._writer.answer(row.question, row.system), row.answer, metadata)
