@@ -79,6 +79,12 @@ ARMS = {
 
 # Critics and refiners beside the policy, whose own base model has width 128 and two layers.
 BASE_MODELS = {
-    "small": ("warm_start.hidden_size=64", "warm_start.heads=2", "warm_start.kv_heads=2", "warm_start.ffn_size=256"),
+    "small": (
+        "warm_start.hidden_size=64",
+        "warm_start.heads=2",
+        "warm_start.kv_heads=2",
+        "warm_start.ffn_size=256",
+        "warm_start.steps=3200",  # in half of them it has not always learned its sums
+    ),
     "large": ("warm_start.hidden_size=192", "warm_start.heads=6", "warm_start.kv_heads=6", "warm_start.ffn_size=768"),
 }
