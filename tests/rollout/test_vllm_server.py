@@ -86,5 +86,5 @@ def test_a_real_server_writes_by_the_seed_and_reports_what_it_used(base_url: str
 
 def test_a_real_servers_refusal_is_a_cause(base_url: str, caplog: pytest.LogCaptureFixture) -> None:
     writer = ApiWriter(ApiConfig(base_url=base_url, model="nobody"), lambda request: "1", TOKENS, 1.0)
-    assert asyncio.run(writer.write(request(5))) == CritiqueFailure("http_404")
+    assert asyncio.run(writer.write(request(5))) == CritiqueFailure("http_404", final=True)
     assert "nobody" in caplog.text
