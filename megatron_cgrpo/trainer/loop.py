@@ -88,7 +88,7 @@ class TrainingLoop:
         algorithm = self._recipe.algorithm_at(step)
         before = self._sampler.state()
         try:
-            groups = self._collect(step, algorithm)
+            groups = self._collect(step)
             check_verifier(step, groups)
         except (StopRequested, VerifierFailed):
             self._sampler.load_state(before)  # the abandoned prompts come again when the run is resumed
@@ -105,13 +105,13 @@ class TrainingLoop:
             evidence = self._witness.gather(step, groups, rows, algorithm)
         updates = self._update(rows, algorithm)
         self._trained = step
+        # At once: an engine that dies from here on is missed, and replaced, while the next step collects.
+        self._serve_samplers(step + 1)
         self._after(step, groups, rows, updates, evidence)
 
-    def _collect(self, step: int, algorithm: AlgorithmConfig) -> list[Group]:
+    def _collect(self, step: int) -> list[Group]:
         prompts = self._sampler.next(self._recipe.train.prompts_per_step)
-        version = 0 if algorithm.sample_from == "base" else step - 1
-        if not algorithm.samples_nothing:
-            self._serve(version)
+        self._serve_samplers(step)
         with self._timer.phase("collect"):
             while True:
                 try:
@@ -119,7 +119,15 @@ class TrainingLoop:
                 except EngineDied as died:
                     # The same prompts with the same seeds give the same groups; engines restart a few times only.
                     logger.warning("step %d: collecting again: %s", step, died)
-                    self._push(version)
+                    self._push(self._sampled_version(step))
+
+    def _sampled_version(self, step: int) -> int:
+        return 0 if self._recipe.algorithm_at(step).sample_from == "base" else step - 1
+
+    def _serve_samplers(self, step: int) -> None:
+        """The engines serve what ``step`` samples from, if it samples anything."""
+        if not self._recipe.algorithm_at(step).samples_nothing:
+            self._serve(self._sampled_version(step))
 
     def _serve(self, version: int) -> None:
         if self._served != version or any(pool.lost for pool in self._system.pools):
