@@ -44,14 +44,14 @@ def carried_files(directory: Path) -> list[Path]:
     return sorted(found)
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Raises ConfigError naming the file where it holds anything else."""
+def read_json_object(path: Path, remedy: str = "download the file again") -> dict[str, Any]:
+    """Raises ConfigError naming the file and the ``remedy`` where it holds anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}): download the file again") from error
+        raise ConfigError(f"{path} is not JSON ({error}): {remedy}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} is no JSON object: download the file again")
+        raise ConfigError(f"{path} holds no JSON object: {remedy}")
     return content
 
 

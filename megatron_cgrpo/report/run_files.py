@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.model_files import read_json_object
 from megatron_cgrpo.observe.metrics import read_metrics
 
 Line = dict[str, int | float]
@@ -119,15 +119,7 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> Flat:
 
 def read_object(path: Path) -> dict[str, Any] | None:
     """A JSON object; None where the file is missing. Raises ConfigError where it is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: is not JSON ({error}): write it again, or remove it") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds no JSON object: write it again, or remove it")
-    return content
+    return read_json_object(path, "write it again, or remove it") if path.is_file() else None
 
 
 def _config(path: Path) -> Flat:
