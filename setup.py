@@ -38,6 +38,7 @@ setup(
         "megatron_cgrpo.config": ["presets/*.yaml"],
         "megatron_cgrpo.report": ["templates/*"],
         "megatron_cgrpo.tasks": ["prompts/*.jinja", "prompts/*/*.jinja"],
+        "megatron_cgrpo.viewer": ["page/*"],
     },
     install_requires=pinned(
         "torch",

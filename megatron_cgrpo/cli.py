@@ -14,6 +14,8 @@ from megatron_cgrpo.commands.recipe import CheckpointOption, OverridesArgument, 
 from megatron_cgrpo.commands.report import report
 from megatron_cgrpo.commands.rescue import rescue
 from megatron_cgrpo.commands.score import score
+from megatron_cgrpo.commands.trace import trace
+from megatron_cgrpo.commands.view import view
 from megatron_cgrpo.config import check_run_dir, dump_recipe
 from megatron_cgrpo.console import log_progress, readable_errors
 
@@ -33,6 +35,8 @@ app.command()(report)
 app.command()(rescue)
 app.command()(analyse)
 app.command()(score)
+app.command()(trace)
+app.command()(view)
 
 
 @app.command()

@@ -50,17 +50,31 @@ NOT_TRAINED = -1
 
 
 @dataclass(frozen=True)
+class VersionSpan:
+    """The next ``tokens`` tokens of a completion were sampled by the trainer's ``version`` of the weights."""
+
+    version: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Completion:
     """What an engine returns for one requested continuation.
 
-    ``logprobs[t]`` is the engine's log-probability (nats) of ``token_ids[t]`` under the prompt it was given, and
-    ``weight_version`` the trainer's version of the weights that sampled it.
+    ``logprobs[t]`` is the engine's log-probability (nats) of ``token_ids[t]`` under the prompt it was given.
+    ``versions`` cover the tokens from the first to the last: several where weights were updated while it was sampled,
+    none where nothing that is trained wrote it.
     """
 
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: FinishReason
-    weight_version: int
+    versions: tuple[VersionSpan, ...] = ()
+
+    @property
+    def weight_version(self) -> int:
+        """The oldest of the versions."""
+        return min((span.version for span in self.versions), default=NOT_TRAINED)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,9 @@ import torch
 from benchmark import other_import
 from benchmark.checkpoints import check_same, count, nbytes, shape_of, size_name, write_model
 from benchmark.figures import Row, rows
+from benchmark.machine import processor
 from benchmark.measure import CACHES, Cache, Job, Measurement, torch_rss
+from benchmark.ratios import in_turn
 from benchmark.report import Machine, markdown, plot
 from rich.console import Console
 from rich.table import Table
@@ -104,7 +106,7 @@ def measure_size(parameters: int, plan: Plan, work: Path) -> Generator[Measureme
         CONSOLE.print(f"a checkpoint of {size[0]:,} parameters, {shape}")
         write_model(hf, shape)
         for repeat in range(plan.repeats):
-            for cache in alternate(plan.caches, repeat):
+            for cache in in_turn(plan.caches, repeat):
                 for job in jobs if repeat % 2 == 0 else [*jobs[1:], jobs[0]]:
                     yield job.run(cache, repeat)
                 check_same(hf, back)
@@ -162,17 +164,6 @@ def machine(work: Path, command: str) -> Machine:
         fixed_rss=fixed.peak_rss,
         fixed_anonymous=fixed.peak_anonymous,
     )
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def alternate(caches: tuple[Cache, ...], repeat: int) -> tuple[Cache, ...]:
-    """The other order every second time."""
-    return caches if repeat % 2 == 0 else caches[::-1]
 
 
 def parameters(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.utils import unwrap_model
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn import Module
 
 from megatron_cgrpo.actor.parallel import ParallelState
 from megatron_cgrpo.weights.torch_dist import TorchDistCheckpoint
 
 _EXTRA_STATE = "._extra_state"
+_FULL_BYTES = 1 << 20
+"""A disk with less than this free is full."""
 
 
 def save_checkpoint(
@@ -28,11 +32,22 @@ def save_checkpoint(
     scheduler: OptimizerParamScheduler,
     state: ParallelState,
 ) -> None:
-    """Collective. ``directory`` must exist and be empty; the caller makes it visible under its final name."""
+    """Collective. ``directory`` must exist and be empty; the caller makes it visible under its final name.
+
+    Raises OSError where it cannot be written, on every rank if it was a tensor that could not.
+    """
     sharded = _sharded_state(chunks, optimizer, is_loading=False)
     sharded["scheduler"] = scheduler.state_dict()
     sharded["random"] = _random_state(state)
-    dist_checkpointing.save(sharded, str(directory), validate_access_integrity=True, content_metadata=_metadata())
+    try:
+        dist_checkpointing.save(sharded, str(directory), validate_access_integrity=True, content_metadata=_metadata())
+    except CheckpointException as error:  # it derives from BaseException
+        causes = [str(failure).splitlines()[0] for failure, _ in error.failures.values()]
+        raise OSError(causes[0] if causes else "another rank could not write") from error
+    except RuntimeError as error:  # so ``torch.save`` reports a full disk, in several wordings
+        if shutil.disk_usage(directory).free >= _FULL_BYTES:
+            raise
+        raise OSError(f"the disk is full ({str(error).splitlines()[0]})") from error
 
 
 def load_checkpoint(

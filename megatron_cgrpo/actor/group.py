@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,22 @@ import ray
 
 from megatron_cgrpo.actor.microbatches import Layout
 from megatron_cgrpo.actor.policy import PolicySpec
+from megatron_cgrpo.actor.timed import Timed
 from megatron_cgrpo.actor.worker import RankUpdate, Worker
 from megatron_cgrpo.algorithm.spec import LossSpec
-from megatron_cgrpo.config.errors import RunError
+from megatron_cgrpo.config.errors import CheckpointNotWritten, RunError
 from megatron_cgrpo.data.packing import Schedule, schedule
+from megatron_cgrpo.launch.placement import Place, anywhere
+from megatron_cgrpo.observe.trace import NoTrace, Trace
 from megatron_cgrpo.types import Origin, TrainRow
 from megatron_cgrpo.weights.transfer.protocol import EngineClient
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 600.0
+
+FAILURE_GRACE_S = 10.0
+"""How long after a rank's failure the others may reply: a rank whose peer died reports a broken connection first."""
 
 
 class TrainerDied(RunError):
@@ -25,26 +36,42 @@ class TrainerDied(RunError):
 
 @dataclass(frozen=True)
 class GroupUpdate:
-    """Metric sums and maxima over all replicas; ``tokens`` is what the update's sequences hold, padding aside."""
+    """Metric sums and maxima over all replicas; ``tokens`` is what the update's sequences hold, padding aside, and
+    ``positions`` what each replica computed, padding included."""
 
     sums: dict[str, float]
     maxima: dict[str, float]
     grad_norm: float
     lr: float
     tokens: int
+    positions: list[int]
 
 
 class ActorGroup:
     """Synchronous: every call returns when all ranks have finished it."""
 
-    def __init__(self, spec: PolicySpec, *, packed: bool, micro_batch_tokens: int, threads: int, gpu: bool) -> None:
-        """Starts ``spec.parallel.world_size`` ranks and builds the policy on them, without weights."""
+    def __init__(
+        self,
+        spec: PolicySpec,
+        *,
+        packed: bool,
+        micro_batch_tokens: int,
+        threads: int,
+        gpu: bool,
+        start_timeout_s: float = START_TIMEOUT_S,
+        places: Sequence[Place] | None = None,
+        tracer: Trace | None = None,
+    ) -> None:
+        """Starts ``spec.parallel.world_size`` ranks, rank ``r`` in ``places[r]`` (None: wherever there is a device),
+        and builds the policy on them, without weights. ``tracer`` gets what each rank does from when to when.
+
+        Raises TrainerDied where they have not all started in time: Ray waits for a missing machine for ever.
+        """
         self._spec, self._packed, self._micro_batch_tokens = spec, packed, micro_batch_tokens
-        self._failed = False
-        options = {"num_gpus": 1} if gpu else {"num_cpus": 1}
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
-        actor = ray.remote(Worker).options(**options, runtime_env=environment, max_restarts=0)
-        self._workers = [actor.remote(rank, threads) for rank in range(spec.parallel.world_size)]
+        self._failed, self._tracer = False, tracer or NoTrace()
+        places = anywhere(spec.parallel.world_size, 1, gpu) if places is None else places
+        self._workers = [_start_rank(rank, threads, place) for rank, place in enumerate(places)]
+        self._wait_for_start(start_timeout_s)
         layout = Layout.of(spec.parallel, packed)
         self._call("start", spec, layout, ray.get(self._workers[0].open_meeting.remote()))
 
@@ -96,14 +123,21 @@ class ActorGroup:
 
         Raises RuntimeError where ``base`` is asked for and no reference was loaded.
         """
-        self._call("push", version, base)
+        with self._tracer.span("sync", "push", version=version):
+            self._call("push", version, base)
 
     def export_hf(self, target: Path, config: dict[str, Any], tokenizer_from: Path) -> None:
         """Writes a Hugging Face directory with the current weights; it appears whole or not at all."""
         self._call("export_hf", target, config, tokenizer_from)
 
     def save(self, directory: Path) -> None:
-        self._call("save", directory)
+        """Raises CheckpointNotWritten where all ranks report that the disk did not take it, TrainerDied where one
+        cannot: then the others may wait for it for ever."""
+        try:
+            self._call("save", directory)
+        except OSError as error:
+            message = f"the ranks could not write {directory}: {error}"
+            raise (TrainerDied if self._failed else CheckpointNotWritten)(message) from error
 
     def resume(self, directory: Path, *, same_layout: bool) -> None:
         self._call("resume", directory, same_layout)
@@ -118,11 +152,15 @@ class ActorGroup:
 
     def stop(self) -> None:
         """Ends every rank; after a failure without asking, since ranks may wait in a collective for ever."""
-        if not self._failed:
-            self._call("stop")
-        for worker in self._workers:
-            ray.kill(worker)
-        self._workers = []
+        try:
+            if not self._failed:
+                self._call("stop")
+        except TrainerDied:
+            logger.info("a trainer rank was gone before it was stopped")
+        finally:
+            for worker in self._workers:
+                ray.kill(worker)
+            self._workers = []
 
     def _schedule(self, rows: Sequence[TrainRow]) -> Schedule:
         parallel = self._spec.parallel
@@ -148,25 +186,63 @@ class ActorGroup:
                 sums[key] = sums.get(key, 0.0) + value
             for key, value in reply.maxima.items():
                 maxima[key] = max(maxima.get(key, 0.0), value)
-        return GroupUpdate(sums, maxima, replies[0].grad_norm, replies[0].lr, sum(len(r.token_ids) for r in rows))
+        tokens = sum(len(row.token_ids) for row in rows)
+        positions = [reply.positions for reply in replies if reply.positions]
+        return GroupUpdate(sums, maxima, replies[0].grad_norm, replies[0].lr, tokens, positions)
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
-        """The replies of all ranks in rank order. The first failure ends the call: the other ranks may never reply."""
+        """The replies of all ranks in rank order, or the error of the first of them that has one.
+
+        Waits for every rank, but after a failure no longer than ``FAILURE_GRACE_S``: the others may never reply. Raises
+        TrainerDied where a rank is gone, now or since an earlier call.
+        """
+        if self._failed:
+            raise TrainerDied(f"{method} after a failure that left trainer ranks waiting for each other")
         shared = [ray.put(argument) for argument in arguments]
-        pending = {getattr(worker, method).remote(*shared): rank for rank, worker in enumerate(self._workers)}
+        workers = enumerate(self._workers)
+        pending = {
+            worker.timed.options(name=f"Worker.{method}").remote(method, *shared): rank for rank, worker in workers
+        }
         replies: list[Any] = [None] * len(pending)
-        completed = False
-        try:
-            while pending:
-                done, _ = ray.wait(list(pending), num_returns=1)
-                rank = pending.pop(done[0])
-                replies[rank] = ray.get(done[0])
-            completed = True
-        except ray.exceptions.RayActorError as error:
-            raise TrainerDied(f"trainer rank {rank} died during {method}: {error}") from error
-        except ray.exceptions.RayTaskError as error:
-            # Ray derives its error from the remote exception's class; callers want the exception itself.
-            raise error.cause from error
-        finally:
-            self._failed = self._failed or not completed  # an interrupt too leaves ranks inside the call
+        errors: dict[int, Exception] = {}
+        self._failed = True  # until all have replied: an interrupt too leaves ranks inside the call
+        while pending:
+            done, _ = ray.wait(list(pending), num_returns=1, timeout=FAILURE_GRACE_S if errors else None)
+            if not done:
+                break
+            rank = pending.pop(done[0])
+            try:
+                timed: Timed = ray.get(done[0])
+                timed.report(self._tracer, rank, method)
+                replies[rank] = timed.reply
+            except ray.exceptions.RayTaskError as error:
+                # Ray derives its error from the remote exception's class; callers want the exception itself.
+                errors[rank] = error.cause
+            except ray.exceptions.RayError as error:
+                raise TrainerDied(f"trainer rank {rank} died during {method}: {_first_line(error)}") from error
+        self._failed = bool(pending)
+        if errors:
+            raise errors[min(errors)]
         return replies
+
+    def _wait_for_start(self, timeout_s: float) -> None:
+        try:
+            ray.get([worker.__ray_ready__.remote() for worker in self._workers], timeout=timeout_s)
+        except ray.exceptions.GetTimeoutError as error:
+            raise TrainerDied(
+                f"{len(self._workers)} trainer rank(s) did not start within rollout.start_timeout_s={timeout_s:g}: "
+                "raise it, or free CPUs, GPUs or memory"
+            ) from error
+        except ray.exceptions.RayError as error:
+            raise TrainerDied(f"a trainer rank did not start: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """Ray adds ids and addresses on lines of their own."""
+    return str(error).strip().splitlines()[0]
+
+
+def _start_rank(rank: int, threads: int, place: Place) -> Any:
+    environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)} | place.environment}
+    actor = ray.remote(Worker).options(**place.options, runtime_env=environment, max_restarts=0)
+    return actor.remote(rank, threads)

@@ -21,18 +21,28 @@ def finalize_gradients(model: list[Any], num_tokens: Any = None, **kwargs: Any) 
     megatron_finalize(model, None, **kwargs)
 
 
-def wrap_for_training(chunks: list[MegatronModule], distributed: bool) -> list[DistributedDataParallel]:
-    """Gradient buffers in float32, reduced over data-parallel ranks as a sum."""
+def wrap_for_training(
+    chunks: list[MegatronModule], distributed: bool, overlap: bool = False
+) -> list[DistributedDataParallel]:
+    """Gradient buffers in float32, summed over data-parallel ranks; with ``overlap`` during the backward pass.
+
+    Parameters are always gathered at once. Megatron can do that during the next forward pass, where the call of a
+    module waits for its own, but ``PolicyModel`` reads the output layer's weight without calling it.
+    """
     config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=distributed,
-        overlap_grad_reduce=False,
+        overlap_grad_reduce=overlap,
     )
     wrapped = [
         DistributedDataParallel(chunk.config, config, chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(chunks)
     ]
     chunks[0].config.finalize_model_grads_func = finalize_gradients
+    if overlap:
+        # The schedule adds up the micro-batches before the last one in silence: one context, or one for each chunk.
+        silences = [chunk.no_sync for chunk in wrapped]
+        chunks[0].config.no_sync_func = silences if len(silences) > 1 else silences[0]
     return wrapped
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import ray
 import torch
@@ -15,9 +17,11 @@ import torch.distributed as dist
 
 from megatron_cgrpo.actor import objectives
 from megatron_cgrpo.actor.microbatches import Layout, build_microbatches
+from megatron_cgrpo.actor.network import interface_of
 from megatron_cgrpo.actor.parallel import Endpoint, ParallelState
 from megatron_cgrpo.actor.policy import MegatronPolicy, PolicySpec
 from megatron_cgrpo.actor.sender import build_sender
+from megatron_cgrpo.actor.timed import Timed
 from megatron_cgrpo.algorithm.spec import LossSpec
 from megatron_cgrpo.config.model_files import is_megatron
 from megatron_cgrpo.data.microbatch import MicroBatch, unpack_response_values
@@ -35,12 +39,16 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class RankUpdate:
-    """Metric sums and maxima of this data-parallel replica; empty on ranks that do not report."""
+    """Metric sums and maxima of this data-parallel replica, and the token positions that it computed, padding included.
+
+    Empty and 0 on ranks that do not report.
+    """
 
     sums: dict[str, float]
     maxima: dict[str, float]
     grad_norm: float
     lr: float
+    positions: int
 
 
 class Worker:
@@ -52,6 +60,12 @@ class Worker:
         self._rank = rank
         self._sender: WeightSender | None = None
         self._meeting: dist.TCPStore | None = None
+
+    def timed(self, method: str, *arguments: Any) -> Timed:
+        """Calls one of the methods below."""
+        start = time.time()
+        reply = getattr(self, method)(*arguments)
+        return Timed(reply, start, time.time())
 
     def open_meeting(self) -> Endpoint:
         """Opens the store on this rank's node where the world meets."""
@@ -67,6 +81,9 @@ class Worker:
         return Endpoint(ray.util.get_node_ip_address(), port)
 
     def start(self, spec: PolicySpec, layout: Layout, endpoint: Endpoint) -> None:
+        # gloo would listen where the host's own name points to, often 127.0.0.1, which no other machine reaches.
+        if interface := interface_of(ray.util.get_node_ip_address()):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         self._spec, self._layout = spec, layout
         self._state = ParallelState.start(spec.parallel, self._rank, endpoint, spec.seed)
         self._policy = MegatronPolicy(spec, self._state)
@@ -86,7 +103,8 @@ class Worker:
         self._policy.load(RandomWeights(self._spec.shape, seed).read)
 
     def update(self, shares: list[list[list[TrainRow]]], spec: LossSpec) -> RankUpdate:
-        result = self._policy.update(self._microbatches(shares), objectives.policy_gradient(spec))
+        batches = self._microbatches(shares)
+        result = self._policy.update(batches, objectives.policy_gradient(spec))
         sums: dict[str, float] = {}
         maxima: dict[str, float] = {}
         if self._state.reports:
@@ -95,12 +113,13 @@ class Worker:
                     sums[key] = sums.get(key, 0.0) + float(value)
                 for key, value in report.maxima.items():
                     maxima[key] = max(maxima.get(key, 0.0), float(value))
-        return RankUpdate(sums, maxima, result.grad_norm, result.lr)
+        return RankUpdate(sums, maxima, result.grad_norm, result.lr, self._positions(batches))
 
     def supervised_update(self, shares: list[list[list[TrainRow]]]) -> RankUpdate:
-        result = self._policy.update(self._microbatches(shares), objectives.supervised)
+        batches = self._microbatches(shares)
+        result = self._policy.update(batches, objectives.supervised)
         sums = {"loss": float(sum(result.reports))} if self._state.reports else {}
-        return RankUpdate(sums, {}, result.grad_norm, result.lr)
+        return RankUpdate(sums, {}, result.grad_norm, result.lr, self._positions(batches))
 
     def logprobs(self, shares: list[list[list[TrainRow]]], reference: bool) -> list[list[list[float]]] | None:
         """Per micro-batch and row, the response's log-probabilities; None on ranks that do not report."""
@@ -158,6 +177,9 @@ class Worker:
         if self._sender is not None:
             self._sender.close()
         self._state.stop()
+
+    def _positions(self, batches: list[MicroBatch]) -> int:
+        return sum(batch.tokens.numel() for batch in batches) if self._state.reports else 0
 
     def _microbatches(self, shares: Sequence[list[list[TrainRow]]]) -> list[MicroBatch]:
         return build_microbatches(shares[self._state.dp_rank], self._layout, self._state.device)

@@ -17,6 +17,8 @@ from megatron_cgrpo.config.method_checks import method_problems
 from megatron_cgrpo.config.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARIES, has_tokenizer, is_megatron
 from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.config.rollout_checks import rollout_problems
+from megatron_cgrpo.config.staleness_checks import staleness_problems
 from megatron_cgrpo.config.task import FileTaskConfig, MisconceptionsConfig
 from megatron_cgrpo.config.tensor_parallel import engine_layout_problems, tensor_parallel_problems
 
@@ -29,8 +31,9 @@ def check_recipe(recipe: Recipe, model: ModelShape | None, *, answers_only: bool
     With ``answers_only`` nobody criticises, whatever the recipe says of critics.
     """
     problems = [*_parallel(recipe), *_batch(recipe), *method_problems(recipe), *_sampling(recipe), *_task(recipe)]
+    problems += rollout_problems(recipe)
     if not answers_only:
-        problems += critic_problems(recipe)
+        problems += [*critic_problems(recipe), *staleness_problems(recipe)]
     if model is not None:
         problems += [*_layout(recipe, model), *_context(recipe, model)]
     if recipe.model.path is None:
@@ -163,9 +166,9 @@ def _context(recipe: Recipe, model: ModelShape) -> Iterator[str]:
     if rollout.context_tokens > model.max_positions:
         yield (
             f"rollout: a refinement may need {rollout.context_tokens} tokens (max_prompt_tokens="
-            f"{rollout.max_prompt_tokens} + 2 * max_response_tokens={rollout.max_response_tokens} + "
-            f"max_critique_tokens={rollout.max_critique_tokens}), but the model has {model.max_positions} positions: "
-            "lower the limits"
+            f"{rollout.max_prompt_tokens} + max_response_tokens={rollout.max_response_tokens} + "
+            f"max_critique_tokens={rollout.max_critique_tokens} + max_refinement_tokens={rollout.refinement_tokens}), "
+            f"but the model has {model.max_positions} positions: lower the limits"
         )
 
 

@@ -13,3 +13,7 @@ class ConfigError(Exception):
 
 class RunError(RuntimeError):
     """Something outside the program ended the run; the message says what, and what to do."""
+
+
+class CheckpointNotWritten(RunError):
+    """The disk did not take a checkpoint. Training can go on without."""

@@ -14,12 +14,15 @@ class TrainConfig(Section):
     ``micro_batch_tokens`` bounds the tokens packed into one micro-batch (never less than one sequence).
     ``packed: false`` pads the rows of a micro-batch instead. ``compute_of`` names the directory of a finished run:
     training ends with the first step at which it has cost as much compute as that one, at ``steps`` at the latest.
+    ``staleness`` is by how many updates what a step trains on may be older than its policy: 0 samples and trains in
+    turns, 1 samples a step while the one before it is trained, and so on.
     """
 
     steps: int = Field(100, ge=1)
     compute_of: Path | None = None
     prompts_per_step: int = Field(128, ge=1)
     updates_per_step: int = Field(1, ge=1)
+    staleness: int = Field(0, ge=0, description="steps")
     micro_batch_tokens: int = Field(8192, ge=1)
     packed: bool = True
     threads: int = Field(1, ge=1, description="OpenMP threads of a CPU trainer rank")
@@ -42,16 +45,24 @@ class EvaluationConfig(Section):
 
 
 class RunConfig(Section):
+    """After the loss of a rank, a machine, or an engine that does not come back, the run starts again from its last
+    checkpoint by itself: ``restarts`` times in a row without a new step in between."""
+
     dir: str = "runs/default"
+    restarts: int = Field(2, ge=0)
 
 
 class ObserveConfig(Section):
-    """``gradients_every`` steps the gradient norm of each source is measured, at the cost of a backward pass each."""
+    """``gradients_every`` steps the gradient norm of each source is measured, at the cost of a backward pass each.
+
+    ``trace`` writes each step's timeline, for ``mcgrpo trace``.
+    """
 
     tensorboard: bool = True
     wandb_project: str | None = None
     live: bool = True
     rollouts: bool = True
+    trace: bool = True
     gradients_every: int = Field(0, ge=0, description="steps; 0: never")
 
 

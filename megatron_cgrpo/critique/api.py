@@ -27,6 +27,10 @@ class ApiWriter:
             return CritiqueFailure(reply.cause, final=True)  # the client has asked as often as makes sense
         return Draft(reply.text, None, reply.truncated, reply.generated_tokens)
 
+    def new_step(self) -> None:
+        """A server that has not answered is asked again."""
+        self._client.new_step()
+
     def take_metrics(self) -> dict[str, float]:
         """What was used since the last call."""
         usage, self._client.usage = self._client.usage, Usage()

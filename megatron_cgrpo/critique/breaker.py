@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 class Breaker:
     """Slots for ``concurrency`` requests at once, and whether the server is ``down``.
 
-    It is down after ``limit`` requests in a row without an answer, to the end of the step: of its event loop, because
-    every step has one of its own. In the next step a single request probes the server. The others wait for what
-    becomes of it, and go on, all at once, where it is answered.
+    It is down after ``limit`` requests in a row without an answer, until ``new_step`` or another event loop. Then a
+    single request probes the server. The others wait for what becomes of it, and go on, all at once, where it is
+    answered.
     """
 
     def __init__(self, concurrency: int, limit: int) -> None:
@@ -23,6 +23,11 @@ class Breaker:
     @property
     def down(self) -> bool:
         return self._unanswered >= self._limit
+
+    def new_step(self) -> None:
+        """A server that is down gets another chance."""
+        if self.down:
+            self._loop = None
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:

@@ -46,7 +46,7 @@ class ChatClient:
 
     Causes: ``timeout``, ``unreachable``, ``rate_limited``, ``http_<code>``, ``error`` for an answer that is no chat
     completion, and ``server_down`` for what was not asked because the server had left ``config.down_after`` requests in
-    a row unanswered (``Breaker``). The key is sent in a header and appears nowhere else.
+    a row unanswered, to the end of the step (``Breaker``). The key is sent in a header and appears nowhere else.
     """
 
     def __init__(self, config: ApiConfig, api_key: str | None) -> None:
@@ -63,6 +63,10 @@ class ChatClient:
     def with_key_of_environment(cls, config: ApiConfig) -> Self:
         """The key is read once, from the variable ``config.api_key_env``. Raises KeyError where that is not set."""
         return cls(config, None if config.api_key_env is None else os.environ[config.api_key_env])
+
+    def new_step(self) -> None:
+        """A server that is down is asked again."""
+        self._breaker.new_step()
 
     async def ask(self, question: str, seed: int, max_tokens: int, temperature: float) -> ChatReply | Refusal:
         """Asks until there is a reply, a refusal that more of the same will not change, or no time left."""
@@ -106,7 +110,7 @@ class ChatClient:
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[httpx.AsyncClient]:
-        """Connections live while requests are in flight: an event loop ends with a step, and so must its own."""
+        """Connections live while requests are in flight: they must not outlive the event loop."""
         if self._in_flight == 0:
             self._client = httpx.AsyncClient(headers=self._headers, verify=self._tls, timeout=None)
         self._in_flight += 1

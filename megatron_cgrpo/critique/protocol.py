@@ -12,7 +12,8 @@ from megatron_cgrpo.types import Critique, Prompt, Verdict
 class CritiqueRequest:
     """One verified response. ``response_ids`` are its tokens as sampled, ``response`` their text.
 
-    ``seed`` is that of the first attempt; attempt ``k`` of a critic that samples takes ``seed + k``.
+    ``seed`` is that of the first attempt; attempt ``k`` of a critic that samples takes ``seed + k``. ``index`` tells
+    the response apart from the others to the prompt in ``step``; what is written depends on neither.
     """
 
     prompt: Prompt
@@ -20,6 +21,8 @@ class CritiqueRequest:
     response_ids: list[int]
     verdict: Verdict
     seed: int
+    step: int = 0
+    index: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
 from megatron_cgrpo.config.errors import ConfigError
@@ -24,7 +24,7 @@ class SamplerState(TypedDict):
 class PromptSampler:
     """Walks through the dataset in a new permutation every epoch; the permutation depends on (seed, epoch) alone.
 
-    Raises ConfigError for an empty dataset or repeated prompt ids.
+    Within an epoch every prompt comes exactly once. Raises ConfigError for an empty dataset or repeated prompt ids.
     """
 
     def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
@@ -35,26 +35,25 @@ class PromptSampler:
         self._fingerprint = dataset_fingerprint(prompts)
         self._epoch = 0
         self._position = 0
-        self._order = self._permutation()
 
-    def next(self, count: int) -> list[Prompt]:
-        """The next ``count`` prompts; where an epoch ends on the way, the rest comes from the next one.
+    def upcoming(self) -> Iterator[Prompt]:
+        """The prompts from here on, without end; reading them moves nothing, and later moves do not change them."""
+        return self._walk(self._epoch, self._position)
 
-        Within an epoch every prompt comes exactly once.
-        """
-        taken: list[Prompt] = []
-        while len(taken) < count:
-            if self._position == len(self._order):
-                self._epoch += 1
-                self._position = 0
-                self._order = self._permutation()
-            indices = self._order[self._position : self._position + count - len(taken)]
-            taken += [self._prompts[index] for index in indices]
-            self._position += len(indices)
-        return taken
+    def advance(self, count: int) -> None:
+        """The next ``count`` prompts have been used up."""
+        self.load_state(self.state_after(count))
+
+    def state_after(self, count: int) -> SamplerState:
+        """The state that ``advance(count)`` would lead to."""
+        epoch, position = self._epoch, self._position + count
+        if count:  # an epoch that has just been used up ends when its successor begins
+            epochs, position = divmod(position - 1, len(self._prompts))
+            epoch, position = epoch + epochs, position + 1
+        return SamplerState(seed=self._seed, epoch=epoch, position=position, fingerprint=self._fingerprint)
 
     def state(self) -> SamplerState:
-        return SamplerState(seed=self._seed, epoch=self._epoch, position=self._position, fingerprint=self._fingerprint)
+        return self.state_after(0)
 
     def load_state(self, state: SamplerState) -> None:
         """Continue where ``state`` was taken. Raises ConfigError if it is of another dataset or seed."""
@@ -70,11 +69,16 @@ class PromptSampler:
             )
         self._epoch = state["epoch"]
         self._position = state["position"]
-        self._order = self._permutation()
 
-    def _permutation(self) -> list[int]:
+    def _walk(self, epoch: int, position: int) -> Iterator[Prompt]:
+        while True:
+            for index in self._permutation(epoch)[position:]:
+                yield self._prompts[index]
+            epoch, position = epoch + 1, 0
+
+    def _permutation(self, epoch: int) -> list[int]:
         order = list(range(len(self._prompts)))
-        random.Random(f"{self._seed}/{self._epoch}").shuffle(order)
+        random.Random(f"{self._seed}/{epoch}").shuffle(order)
         return order
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from megatron_cgrpo.analysis.pass_at_k import mean_pass_at_k
 from megatron_cgrpo.config.rollout import RolloutConfig
-from megatron_cgrpo.rollout.protocol import GenerateRequest, Generator
+from megatron_cgrpo.rollout.protocol import GenerateRequest, Generator, RequestKey
 from megatron_cgrpo.rollout.seeds import request_seed
 from megatron_cgrpo.tasks.base import Task
 from megatron_cgrpo.types import Group, Origin, Prompt, Sample
@@ -45,9 +45,9 @@ class Benchmark:
 
     async def _answer(self, generator: Generator, prompt: Prompt, samples: int) -> Group:
         seed = request_seed(self.seed, 0, prompt.id, "evaluate")
-        request = GenerateRequest(
-            prompt.token_ids, samples, seed, self.rollout.max_response_tokens, self.rollout.temperature
-        )
+        key = RequestKey(0, prompt.id, "evaluate", 0)
+        limit, temperature = self.rollout.max_response_tokens, self.rollout.temperature
+        request = GenerateRequest(prompt.token_ids, samples, seed, limit, temperature, key)
         answers = []
         for index, completion in enumerate(await generator.generate(request)):
             text = self.decode(completion.token_ids)

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.config.rollout import DynamicSamplingConfig
 from megatron_cgrpo.critique.protocol import Critic
-from megatron_cgrpo.rollout.collect import Collector, Decode
+from megatron_cgrpo.rollout.collect import Collector
+from megatron_cgrpo.rollout.group import Decode
 from megatron_cgrpo.rollout.protocol import GenerateRequest, Generator
 from megatron_cgrpo.tasks.base import Task
 from megatron_cgrpo.types import Completion, Prompt
@@ -44,12 +46,14 @@ class Rescuer:
     ) -> None:
         self._generator = Remembering(generator)
         self._refiner = refiner
-        self._task, self._recipe, self._decode = task, recipe, decode
+        self._task, self._decode = task, decode
+        every_group = recipe.rollout.model_copy(update={"dynamic_sampling": DynamicSamplingConfig()})
+        self._recipe = recipe.model_copy(update={"rollout": every_group})
 
     async def rescue(self, prompts: Sequence[Prompt], critics: Mapping[str, Critic]) -> dict[str, Any]:
         """Counts and shares; docs/analysis.md explains each. A share of nothing is None."""
-        answered = await self._collector(None).collect(prompts, STEP)
-        failed = [group.prompt for group in answered if group.failed]
+        answered = await self._collector(None).collect(iter(prompts), len(prompts), STEP)
+        failed = [group.prompt for group in answered.groups if group.failed]
         counts = await asyncio.gather(*(self._counts(failed, critic) for critic in critics.values()))
         return {
             "questions": len(prompts),
@@ -63,8 +67,8 @@ class Rescuer:
         return Collector(self._generator, self._task, lambda step: critic, self._recipe, self._decode, self._refiner)
 
     async def _counts(self, failed: Sequence[Prompt], critic: Critic) -> dict[str, Any]:
-        collector = self._collector(critic)
-        groups = await collector.collect(failed, STEP)
+        collected = await self._collector(critic).collect(iter(failed), len(failed), STEP)
+        groups = collected.groups
         refinements = [sample for group in groups for sample in group.refinements]
         valid = [(group, sample) for group in groups for sample in group.refinements if sample.verdict.correct]
         refined = {group.prompt.id for group, _ in valid}
@@ -84,8 +88,8 @@ class Rescuer:
             "questions_refined_share": _share(len(refined), len(failed)),
             "false_correct": sum(critique.concludes_correct is True for critique in critiques),
             "dropped": dict(sorted(dropped.items())),
-            "critique_tokens": collector.clock.tokens.get("critique", 0),
-            "refinement_tokens": collector.clock.tokens.get("refine", 0),
+            "critique_tokens": collected.clock.tokens.get("critique", 0),
+            "refinement_tokens": collected.clock.tokens.get("refine", 0),
         }
 
 

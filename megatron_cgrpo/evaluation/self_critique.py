@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.config.rollout import DynamicSamplingConfig
 from megatron_cgrpo.critique.protocol import Critic
 from megatron_cgrpo.evaluation.benchmark import score_groups
-from megatron_cgrpo.rollout.collect import Collector, Decode
+from megatron_cgrpo.rollout.collect import Collector
+from megatron_cgrpo.rollout.group import Decode
 from megatron_cgrpo.rollout.protocol import Generator
 from megatron_cgrpo.tasks.base import Task
 from megatron_cgrpo.types import Group, Prompt, Sample
@@ -37,9 +39,8 @@ async def self_critique_eval(
 
     A critic that is told the truth (``indicative``, ``indicative_gt``, ``program``) gives an upper bound, not a result.
     """
-    groups = await Collector(generator, task, lambda step: critic, _always(recipe, samples), decode, refiner).collect(
-        prompts, STEP
-    )
+    collector = Collector(generator, task, lambda step: critic, _always(recipe, samples), decode, refiner)
+    groups = (await collector.collect(iter(prompts), len(prompts), STEP)).groups
     answers = {
         "before": [group.initial for group in groups],
         "after": [_final(group, believe=False) for group in groups],
@@ -58,7 +59,9 @@ def _always(recipe: Recipe, samples: int) -> Recipe:
     algorithm = recipe.algorithm.model_copy(update={"group_size": samples, "refinements": 1, "trains_on": trains_on})
     critic = recipe.critic.model_copy(update={"trigger": "always"})
     reward = recipe.reward.model_copy(update={"source": "verifier"})
-    return recipe.model_copy(update={"algorithm": algorithm, "critic": critic, "reward": reward, "stages": ()})
+    rollout = recipe.rollout.model_copy(update={"dynamic_sampling": DynamicSamplingConfig()})
+    sections = {"algorithm": algorithm, "critic": critic, "reward": reward, "rollout": rollout, "stages": ()}
+    return recipe.model_copy(update=sections)
 
 
 def _final(group: Group, *, believe: bool) -> list[Sample]:

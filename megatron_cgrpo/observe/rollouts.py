@@ -1,4 +1,8 @@
-"""Every step's groups as readable JSON lines: what was asked, answered, criticised, refined and trained."""
+"""Every step's groups as readable JSON lines: what was asked, answered, criticised, refined and trained.
+
+A request's key in the timeline can be read off: the line's ``step`` and ``id``, and as index the place among
+``responses``, for a critique and a refinement its ``parent``.
+"""
 
 from __future__ import annotations
 
@@ -101,6 +105,7 @@ def _sample(sample: Sample) -> dict[str, Any]:
         "finish": str(sample.completion.finish_reason),
         "tokens": len(sample.completion.token_ids),
         "version": sample.completion.weight_version,
+        "versions": [[span.version, span.tokens] for span in sample.completion.versions],
         "seed": sample.seed,
     }
 

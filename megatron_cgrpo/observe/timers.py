@@ -7,16 +7,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from megatron_cgrpo.observe.trace import NoTrace, Trace
+
 
 class Timer:
     """Divides wall-clock time among named phases, so that phases and idle time add up to the whole.
 
     Activities may overlap (asyncio tasks of one thread): a moment is divided evenly among the activities that run in
-    it, and a moment without any is idle. Phases do not nest: leave one before entering another.
+    it, and a moment without any is idle. Phases do not nest: leave one before entering another. ``tracer`` gets each
+    phase as a span of the track ``trainer``.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, tracer: Trace | None = None) -> None:
+        self._clock, self._tracer = clock, tracer or NoTrace()
         self._running: Counter[str] = Counter()
         self._seconds: dict[str, float] = {}
         self._since = clock()
@@ -26,7 +29,8 @@ class Timer:
         self._attribute()
         self._running[name] += 1
         try:
-            yield
+            with self._tracer.span("trainer", name):
+                yield
         finally:
             self._attribute()
             self._running[name] -= 1

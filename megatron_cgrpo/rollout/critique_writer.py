@@ -7,7 +7,8 @@ from collections.abc import Callable
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.critique.generated import Draft
 from megatron_cgrpo.critique.protocol import CritiqueFailure, CritiqueRequest
-from megatron_cgrpo.rollout.protocol import GenerateRequest, Generator
+from megatron_cgrpo.rollout.protocol import Generator, RequestKey
+from megatron_cgrpo.rollout.stage_requests import stage_request
 from megatron_cgrpo.tasks.base import Task
 from megatron_cgrpo.types import FinishReason
 
@@ -25,8 +26,7 @@ class EngineWriter:
         prompt_ids = self._task.critique_prompt(request.prompt, request.response_ids, self._sees)
         if len(prompt_ids) + rollout.max_critique_tokens > rollout.context_tokens:
             return CritiqueFailure("too_long")
-        [completion] = await self._generator.generate(
-            GenerateRequest(prompt_ids, 1, request.seed, rollout.max_critique_tokens, rollout.temperature)
-        )
+        key = RequestKey(request.step, request.prompt.id, "critique", request.index)
+        [completion] = await self._generator.generate(stage_request(rollout, key, prompt_ids, request.seed))
         ids = completion.token_ids
         return Draft(self._decode(ids), ids, completion.finish_reason is FinishReason.LENGTH, len(ids), len(prompt_ids))

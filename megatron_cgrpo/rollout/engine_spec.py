@@ -23,7 +23,8 @@ CPU_PREFILL_TOKENS = 4096
 class EngineSpec:
     """``model_dir`` is absolute. It needs config.json and a tokenizer only: engines wait for a push with dummy weights.
 
-    With ``own_weights`` they serve the directory's own from the start, and none are pushed to them.
+    With ``own_weights`` they serve the directory's own from the start, and none are pushed to them. ``colocated``
+    engines share their devices with trainer ranks, and sleep while these are at work.
 
     ``kv_cache_mib`` null leaves the size to ``gpu_memory_utilization``. ``start_timeout_s`` and
     ``progress_timeout_s`` are seconds, the latter without a single finished request.
@@ -43,13 +44,18 @@ class EngineSpec:
     start_timeout_s: float
     progress_timeout_s: float
     own_weights: bool = False
+    colocated: bool = False
 
 
-def transfer_backend(backend: Literal["auto", "file", "nccl", "ipc"], cuda: bool) -> TransferBackend:
-    """``auto`` is ``nccl`` with CUDA (``ipc`` needs trainer and engine on the same GPU), ``file`` without."""
-    if backend == "auto":
-        return "nccl" if cuda else "file"
-    return backend
+def transfer_backend(
+    backend: Literal["auto", "file", "nccl", "ipc"], cuda: bool, colocated: bool = False
+) -> TransferBackend:
+    """``auto`` is ``file`` without CUDA, ``ipc`` where trainer and engines share their GPUs, and else ``nccl``."""
+    if backend != "auto":
+        return backend
+    if not cuda:
+        return "file"
+    return "ipc" if colocated else "nccl"
 
 
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -87,17 +93,18 @@ def engine_spec(recipe: Recipe, model_dir: Path, cuda: bool) -> EngineSpec:
         tensor_parallel=rollout.tensor_parallel,
         prefix_caching=rollout.prefix_caching and cuda,
         threads=rollout.threads,
-        transfer_backend=transfer_backend(recipe.sync.backend, cuda),
+        transfer_backend=transfer_backend(recipe.sync.backend, cuda, rollout.colocated),
         on_gpu=cuda,
         start_timeout_s=rollout.start_timeout_s,
         progress_timeout_s=rollout.progress_timeout_s,
+        colocated=rollout.colocated,
     )
 
 
 def critic_engine_spec(recipe: Recipe, model_dir: Path, cuda: bool) -> EngineSpec:
     """Of engines that serve ``critic.model``, whose weights are in ``model_dir``."""
     spec = engine_spec(recipe, model_dir, cuda)
-    return replace(spec, tensor_parallel=recipe.critic.model.tensor_parallel, own_weights=True)
+    return replace(spec, tensor_parallel=recipe.critic.model.tensor_parallel, own_weights=True, colocated=False)
 
 
 def engine_args(spec: EngineSpec) -> dict[str, Any]:
@@ -117,6 +124,7 @@ def engine_args(spec: EngineSpec) -> dict[str, Any]:
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "worker_extension_cls": WORKER_EXTENSION,
+        "scheduling_policy": "priority",
         "disable_log_stats": True,
     }
     if not spec.own_weights:
@@ -127,7 +135,7 @@ def engine_args(spec: EngineSpec) -> dict[str, Any]:
 
 
 def _gpu_args(spec: EngineSpec) -> dict[str, Any]:
-    return {"gpu_memory_utilization": spec.gpu_memory_utilization}
+    return {"gpu_memory_utilization": spec.gpu_memory_utilization, "enable_sleep_mode": spec.colocated}
 
 
 def _cpu_args(spec: EngineSpec) -> dict[str, Any]:

@@ -6,7 +6,21 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from megatron_cgrpo.config.errors import RunError
+from megatron_cgrpo.rollout.seeds import Stage
 from megatron_cgrpo.types import Completion
+
+
+@dataclass(frozen=True)
+class RequestKey:
+    """What a request is for: ``index`` is that of the initial response that it samples, criticises or refines.
+
+    Further attempts of a critique have its key, and other seeds.
+    """
+
+    step: int
+    prompt_id: str
+    stage: Stage
+    index: int
 
 
 @dataclass(frozen=True)
@@ -14,6 +28,7 @@ class GenerateRequest:
     """``n`` continuations of one prompt. Continuation ``k`` is sampled with seed ``seed + k``.
 
     ``temperature`` 0 is greedy (with ``n`` 1: more would be copies). ``max_tokens`` counts generated tokens.
+    Waiting requests are taken by ``priority``, lower ones first. Neither it nor ``key`` changes what is sampled.
     """
 
     prompt_ids: list[int]
@@ -21,6 +36,8 @@ class GenerateRequest:
     seed: int
     max_tokens: int
     temperature: float = 1.0
+    key: RequestKey | None = None
+    priority: int = 0
 
 
 class Generator(Protocol):
@@ -40,6 +57,14 @@ class Engine(Generator, Protocol):
         """Returns once the engine has started, also after ``restart``. Raises EngineStartError."""
         ...
 
+    async def serving(self) -> None:
+        """Returns once the engine has weights and is awake: at once, or with the end of the next push."""
+        ...
+
+    async def sleep(self) -> None:
+        """Frees the devices' memory until the next push. Raises RuntimeError while an update is going on."""
+        ...
+
     async def shutdown(self) -> None:
         """Ends the engine and its processes. May be called twice, and on a dead engine."""
         ...
@@ -50,7 +75,7 @@ class EngineDied(RunError):
 
 
 class EngineNotReady(RuntimeError):
-    """The engine has no trained weights: none were pushed since it started, or the last push did not complete."""
+    """The engine has no trained weights: none were pushed since it started, the last push failed, or it sleeps."""
 
 
 class EngineStartError(RunError):

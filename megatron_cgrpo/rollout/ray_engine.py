@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
+from megatron_cgrpo.config.rollout import StagesConfig
+from megatron_cgrpo.launch.placement import Place
+from megatron_cgrpo.observe.trace import Trace
 from megatron_cgrpo.rollout.engine_spec import EngineSpec, engine_environment
 from megatron_cgrpo.rollout.pool import EnginePool
 from megatron_cgrpo.rollout.protocol import EngineDied, EngineStartError, GenerateRequest
@@ -20,8 +24,8 @@ from megatron_cgrpo.types import Completion
 MAX_RESTARTS = 3
 """Of one engine in one run: enough to survive accidents, too few to loop over an engine that cannot live."""
 
-MAX_CALLS = 8192
-"""Calls in flight to one engine. vLLM queues requests itself, so Ray must not hold any back."""
+MAX_CALLS = 1 << 16
+"""Calls in flight to one engine: every sample is one. vLLM queues requests itself, so Ray must not hold any back."""
 
 SHUTDOWN_GRACE_S = 10.0
 RESTART_POLL_S = 0.5
@@ -34,8 +38,15 @@ class RayEngine:
         self.handle = handle
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
+        """Who gives up waiting makes the engine stop generating too."""
         completions: list[Completion] = await self._call("generate", request)
         return completions
+
+    async def serving(self) -> None:
+        await self._call("serving")
+
+    async def sleep(self) -> None:
+        await self._call("sleep")
 
     async def ready(self) -> None:
         while True:
@@ -58,8 +69,12 @@ class RayEngine:
         ray.kill(self.handle)
 
     async def _call(self, method: str, *args: Any) -> Any:
+        reply = getattr(self.handle, method).remote(*args)
         try:
-            return await getattr(self.handle, method).remote(*args)
+            return await reply
+        except asyncio.CancelledError:
+            ray.cancel(reply)
+            raise
         except RayActorError as error:
             raise EngineDied(f"the engine's process died: {error}") from error
         except RayTaskError as error:
@@ -67,33 +82,43 @@ class RayEngine:
             raise error.cause from error
 
 
-def start_engines(spec: EngineSpec, count: int) -> EnginePool:
-    """Starts ``count`` engines side by side; returns when all answer.
+def start_engines(
+    spec: EngineSpec,
+    places: Sequence[Place],
+    stages: StagesConfig | None = None,
+    tracer: Trace | None = None,
+    name: str = "engine",
+) -> EnginePool:
+    """Starts an engine in each of ``places``, side by side; returns when all answer.
 
-    Raises EngineStartError with the engine's own last error, or when ``spec.start_timeout_s`` has passed. Either way
-    no engine is left running.
+    ``stages``, ``tracer`` and ``name`` are the pool's. Raises EngineStartError with the engine's own last error, or
+    when ``spec.start_timeout_s`` has passed. Either way no engine is left running.
     """
-    actor = ray.remote(VllmEngine).options(
-        num_cpus=0 if spec.on_gpu else spec.tensor_parallel,
-        num_gpus=spec.tensor_parallel if spec.on_gpu else 0,
-        max_restarts=MAX_RESTARTS,
-        max_task_retries=0,
-        max_concurrency=MAX_CALLS,
-        runtime_env={"env_vars": engine_environment(spec)},
-    )
-    handles = [actor.remote(spec) for _ in range(count)]
+    handles = [_start(spec, place) for place in places]
     try:
         ray.get([handle.ready.remote() for handle in handles], timeout=spec.start_timeout_s)
     except GetTimeoutError as error:
         _kill(handles)
         raise EngineStartError(
-            f"{count} engine(s) did not start within rollout.start_timeout_s={spec.start_timeout_s:g}: "
+            f"{len(handles)} engine(s) did not start within rollout.start_timeout_s={spec.start_timeout_s:g}: "
             "raise it, or free CPUs, GPUs or memory"
         ) from error
     except (RayActorError, RayTaskError) as error:
         _kill(handles)
         raise EngineStartError(f"an engine for {spec.model_dir} did not start: {root_cause(error)}") from error
-    return EnginePool([RayEngine(handle) for handle in handles], spec.progress_timeout_s, spec.start_timeout_s)
+    engines = [RayEngine(handle) for handle in handles]
+    return EnginePool(engines, spec.progress_timeout_s, spec.start_timeout_s, stages, tracer, name)
+
+
+def _start(spec: EngineSpec, place: Place) -> ActorHandle:
+    actor = ray.remote(VllmEngine).options(
+        **place.options,
+        max_restarts=MAX_RESTARTS,
+        max_task_retries=0,
+        max_concurrency=MAX_CALLS,
+        runtime_env={"env_vars": engine_environment(spec) | place.environment},
+    )
+    return actor.remote(spec)
 
 
 def _kill(handles: list[ActorHandle]) -> None:

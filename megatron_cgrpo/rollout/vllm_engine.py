@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from megatron_cgrpo.rollout.engine_control import EngineControl
 from megatron_cgrpo.rollout.engine_spec import EngineSpec, engine_args
-from megatron_cgrpo.rollout.protocol import EngineDied, EngineNotReady, EngineStartError, GenerateRequest
+from megatron_cgrpo.rollout.protocol import EngineDied, EngineStartError, GenerateRequest, RequestKey
 from megatron_cgrpo.rollout.stderr_tail import StderrTail
-from megatron_cgrpo.rollout.weight_names import check_complete
-from megatron_cgrpo.types import NOT_TRAINED, Completion, FinishReason
+from megatron_cgrpo.types import Completion, FinishReason, VersionSpan
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, RequestOutput
@@ -24,7 +23,7 @@ LIVENESS_POLL_S = 0.5
 
 
 class VllmEngine:
-    """Serves nothing before the first complete weight update, nor after one that failed.
+    """Serves nothing before the first complete weight update, nor after one that failed (``EngineControl``).
 
     With ``spec.own_weights`` it serves the model's weights from the start, and is sent none.
 
@@ -43,10 +42,9 @@ class VllmEngine:
         except Exception as error:
             own = " ".join(f"{type(error).__name__}: {error}".split())
             raise EngineStartError(stderr.last_error() or own) from error
+        self._control = EngineControl(self._llm, serving=spec.own_weights, frees_memory=spec.on_gpu)
         self._request_ids = itertools.count()
         self._expected: set[str] = set()
-        self._received: set[str] | None = None
-        self._version: int | None = NOT_TRAINED if spec.own_weights else None
 
     async def ready(self) -> None:
         """Returns once the engine core answers."""
@@ -54,15 +52,16 @@ class VllmEngine:
         self._expected = set().union(*per_worker)
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
-        """``request.n`` completions, in seed order. Raises EngineNotReady and EngineDied."""
-        if self._version is None:
-            raise EngineNotReady(
-                "the engine has no trained weights (none were pushed since it started, or the last push failed): "
-                "push weights before generating"
-            )
-        output = await self._alive(self._last(self._submit(request)))
+        """``request.n`` completions, in seed order. Waits while weights are updated, and goes on with the new ones.
+
+        Raises EngineNotReady, also when an update fails while the request waits or runs, and EngineDied.
+        """
+        output = await self._alive(self._answer(request), self._control.check_open)
         outputs = sorted(output.outputs, key=lambda output: output.index)
         return [completion(output, self._spec.own_weights) for output in outputs]
+
+    async def serving(self) -> None:
+        await self._alive(self._control.serving())
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
@@ -71,32 +70,24 @@ class VllmEngine:
 
     async def start_weight_update(self) -> None:
         """Freezes running requests; with the caches cleared they go on with recomputed keys and values."""
-        self._version = None
-        if self._received is not None:
-            # The previous update was abandoned. Workers where it failed have closed it, and say so; close the others.
-            with contextlib.suppress(Exception):
-                await self._alive(self._llm.finish_weight_update())
-        await self._alive(self._llm.pause_generation(mode="keep", clear_cache=True))
-        await self._alive(self._llm.start_weight_update())
-        self._received = set()
+        if not self._expected:  # the process was replaced since, and nobody has asked whether it is ready
+            await self.ready()
+        await self._alive(self._control.start_update())
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        if self._received is None:
-            raise RuntimeError("update_weights without start_weight_update: start the update first")
-        self._received.update(update_info["names"])
-        await self._alive(self._llm.update_weights(WeightTransferUpdateRequest(update_info)))
+        await self._alive(self._control.update(update_info["names"], WeightTransferUpdateRequest(update_info)))
 
     async def finish_weight_update(self, version: int) -> None:
         """Raises IncompleteWeights naming what is missing; the engine then stays closed until a complete push."""
-        if self._received is None:
-            raise RuntimeError("finish_weight_update without start_weight_update: start the update first")
-        received, self._received = self._received, None
-        await self._alive(self._llm.finish_weight_update(str(version)))
-        check_complete(self._expected, received)
-        self._version = version
-        await self._alive(self._llm.resume_generation())
+        await self._alive(self._control.finish_update(version, self._expected))
+
+    async def sleep(self) -> None:
+        """Frees the device's memory until the next push. Raises RuntimeError in an engine that cannot wake by one."""
+        if not self._spec.colocated:
+            raise RuntimeError("this engine has its device to itself: only rollout.placement=colocated lets it sleep")
+        await self._alive(self._control.sleep())
 
     async def shutdown(self) -> None:
         self._llm.shutdown()
@@ -118,17 +109,23 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         prompt = {"prompt_token_ids": request.prompt_ids}
-        outputs: AsyncIterator[RequestOutput] = self._llm.generate(prompt, params, f"r{next(self._request_ids)}")
+        request_id = f"{_name(request.key)}.{next(self._request_ids)}"
+        outputs: AsyncIterator[RequestOutput] = self._llm.generate(
+            prompt, params, request_id, priority=request.priority
+        )
         return outputs
 
-    @staticmethod
-    async def _last(outputs: AsyncIterator[RequestOutput]) -> RequestOutput:
-        async for output in outputs:
+    async def _answer(self, request: GenerateRequest) -> RequestOutput:
+        await self._control.admitted()
+        async for output in self._submit(request):
             last = output
         return last
 
-    async def _alive(self, call: Awaitable[T]) -> T:
-        """Awaits ``call`` for as long as the engine core lives. Raises EngineDied when it does not."""
+    async def _alive(self, call: Awaitable[T], check: Callable[[], None] = lambda: None) -> T:
+        """Awaits ``call`` for as long as the engine core lives. Raises EngineDied when it does not.
+
+        ``check`` may raise as well, while the call waits; the call is then cancelled.
+        """
         from vllm.v1.engine.exceptions import EngineDeadError
 
         task = asyncio.ensure_future(call)
@@ -136,6 +133,7 @@ class VllmEngine:
             while not (await asyncio.wait({task}, timeout=LIVENESS_POLL_S))[0]:
                 if self._llm.errored:
                     raise EngineDied(f"the engine core of {self._spec.model_dir} died: see its log in the Ray session")
+                check()
             return task.result()
         except EngineDeadError as error:
             raise EngineDied(f"the engine core of {self._spec.model_dir} died: {error}") from error
@@ -143,13 +141,18 @@ class VllmEngine:
             task.cancel()
 
 
+def _name(key: RequestKey | None) -> str:
+    """What a request is called in vLLM's logs."""
+    return "request" if key is None else f"{key.stage}-{key.step}-{key.prompt_id}-{key.index}"
+
+
 def completion(output: CompletionOutput, own_weights: bool) -> Completion:
-    """vLLM's result in our terms; a sample over several weight versions counts as one of the oldest."""
-    versions = [] if own_weights else [int(span.version) for span in output.weight_versions]
+    """vLLM's result in our terms. vLLM's spans cover the sampled tokens one after the other."""
+    spans = [] if own_weights else output.weight_versions or []
     token_ids = list(output.token_ids)
     return Completion(
         token_ids=token_ids,
         logprobs=[position[token].logprob for position, token in zip(output.logprobs, token_ids, strict=True)],
         finish_reason=FinishReason(output.finish_reason),
-        weight_version=min(versions, default=NOT_TRAINED),
+        versions=tuple(VersionSpan(int(span.version), span.end - span.start) for span in spans),
     )

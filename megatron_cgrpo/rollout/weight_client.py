@@ -7,17 +7,21 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from megatron_cgrpo.rollout.protocol import EngineDied
 
 
 class WeightClient:
     """``weights.transfer.protocol.EngineClient`` over Ray actors. Can be sent to another process.
 
-    Every call waits for all engines; the first engine that raises ends it. A dead engine raises ``RayActorError``.
+    Every call waits for all engines; what the first engine raises ends it. Raises EngineDied for a dead one, and for
+    one that has not answered a call after ``progress_timeout_s``.
     """
 
-    def __init__(self, engines: Sequence[ActorHandle], tensor_parallel: int) -> None:
+    def __init__(self, engines: Sequence[ActorHandle], tensor_parallel: int, progress_timeout_s: float) -> None:
         self._engines = list(engines)
-        self._tensor_parallel = tensor_parallel
+        self._tensor_parallel, self._progress_timeout_s = tensor_parallel, progress_timeout_s
 
     @property
     def engine_ranks(self) -> int:
@@ -30,15 +34,28 @@ class WeightClient:
         if "rank_offset" in init_info:
             for index, info in enumerate(infos):
                 info["rank_offset"] += index * self._tensor_parallel
-        ray.get(
-            [engine.init_weight_transfer_engine.remote(info) for engine, info in zip(self._engines, infos, strict=True)]
-        )
+        self._call("init_weight_transfer_engine", *([info] for info in infos))
 
     def start_weight_update(self) -> None:
-        ray.get([engine.start_weight_update.remote() for engine in self._engines])
+        self._call("start_weight_update", *([] for _ in self._engines))
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        ray.get([engine.update_weights.remote(update_info) for engine in self._engines])
+        self._call("update_weights", *([update_info] for _ in self._engines))
 
     def finish_weight_update(self, version: int) -> None:
-        ray.get([engine.finish_weight_update.remote(version) for engine in self._engines])
+        self._call("finish_weight_update", *([version] for _ in self._engines))
+
+    def _call(self, method: str, *arguments: list[Any]) -> None:
+        """``arguments`` are one list an engine."""
+        calls = zip(self._engines, arguments, strict=True)
+        try:
+            ray.get([getattr(engine, method).remote(*own) for engine, own in calls], timeout=self._progress_timeout_s)
+        except GetTimeoutError as error:
+            raise EngineDied(
+                f"an engine did not answer {method} for rollout.progress_timeout_s={self._progress_timeout_s:g}"
+            ) from error
+        except RayActorError as error:
+            raise EngineDied(f"an engine died during {method}: {error}") from error
+        except RayTaskError as error:
+            # Ray derives its error from the remote exception's class; callers want the exception itself.
+            raise error.cause from error

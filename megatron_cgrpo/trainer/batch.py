@@ -86,18 +86,15 @@ def build_rows(
     max_response_tokens: int,
     critique_tokens: CritiqueTokens | None = None,
 ) -> StepRows:
-    """Split ``groups`` into ``updates_per_step`` contiguous mini-batches, equal in groups up to one.
+    """Split ``groups`` into ``updates_per_step`` contiguous mini-batches, equal in groups up to one; some are empty
+    where there are fewer groups than updates.
 
     What ``algorithm.trains_on`` names is the mini-batch, and counts in its reduction's denominator; without a baseline
     only what earned a reward. What nobody judged is in neither batch nor baseline. Left out of the rows, because they
     have no gradient, are empty responses and, unless a KL or entropy term acts on them, groups whose rewards are all
     equal.
-    Raises ``ValueError`` if there are fewer groups than updates, or critiques train without ``critique_tokens``.
+    Raises ``ValueError`` if critiques train without ``critique_tokens``.
     """
-    if len(groups) < updates_per_step:
-        raise ValueError(
-            f"train.updates_per_step={updates_per_step} exceeds the {len(groups)} groups of the step: lower it"
-        )
     if "critiques" in algorithm.trains_on and critique_tokens is None:
         raise ValueError("algorithm.trains_on has critiques: give critique_tokens")
     advantages = [_advantages(group, algorithm) for group in groups]

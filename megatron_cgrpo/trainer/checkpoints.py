@@ -10,12 +10,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.errors import CheckpointNotWritten, ConfigError
 from megatron_cgrpo.config.model_files import CONFIG
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.config.recipe import Recipe
@@ -26,12 +26,17 @@ from megatron_cgrpo.weights.hf_writer import copy_carried_files
 FORMAT = 1
 POLICY = "policy"
 MANIFEST = "manifest.json"
+SPARE_BYTES = 1 << 20
+"""What has to be free beside a checkpoint's own size: metrics and rollout dumps come before the next one."""
 _PACKAGES = ("torch", "megatron-core", "ray", "transformers")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """``weight_version`` is what the engines served, ``model`` the base model's fingerprint; ``files`` are in bytes."""
+    """``weight_version`` is what the engines served; ``files`` are in bytes.
+
+    ``model`` is the base model's fingerprint, and ``critic`` that of ``critic.model``, where the run asks it.
+    """
 
     format: int
     step: int
@@ -42,6 +47,7 @@ class Manifest:
     recipe: dict[str, Any]
     packages: dict[str, str]
     files: dict[str, int]
+    critic: str | None = None
 
     def same_layout(self, parallel: ParallelConfig) -> bool:
         return self.layout == parallel.model_dump(mode="json")
@@ -49,10 +55,11 @@ class Manifest:
 
 @dataclass(frozen=True)
 class BaseModel:
-    """Where a run started: the directory, and what tells it from other models."""
+    """Where a run started: the directory, what tells it from other models, and what tells the critic's model."""
 
     directory: Path
     fingerprint: str
+    critic: str | None = None
 
 
 class CheckpointStore:
@@ -69,12 +76,39 @@ class CheckpointStore:
     ) -> Path:
         """Writes aside, then renames; older checkpoints beyond ``keep_last`` go only when the new one is complete.
 
-        The policy carries config.json and tokenizer of its base model, so that it is a model of its own.
+        The policy carries config.json and tokenizer of its base model, so that it is a model of its own. Raises
+        CheckpointNotWritten where the disk does not take it: nothing of it is left then, and the older ones are whole.
         """
         target = self._directory / f"step_{step:06d}"
         staging = self._directory / f".{target.name}.partial"
-        shutil.rmtree(staging, ignore_errors=True)
-        (staging / POLICY).mkdir(parents=True)
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            (staging / POLICY).mkdir(parents=True)
+            self._check_room()
+            self._write(staging, step, recipe, model, sampler, write_policy)
+            shutil.rmtree(target, ignore_errors=True)
+            staging.rename(target)
+            sync_directory(self._directory)
+        except (OSError, CheckpointNotWritten) as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise CheckpointNotWritten(str(error)) from error
+        for old in self._complete()[: -self._keep_last]:
+            shutil.rmtree(old)
+        return target
+
+    def latest(self) -> Path | None:
+        complete = self._complete()
+        return complete[-1] if complete else None
+
+    def _write(
+        self,
+        staging: Path,
+        step: int,
+        recipe: Recipe,
+        model: BaseModel,
+        sampler: SamplerState,
+        write_policy: Callable[[Path], None],
+    ) -> None:
         write_policy((staging / POLICY).absolute())
         shutil.copyfile(model.directory / CONFIG, staging / POLICY / CONFIG)
         copy_carried_files(model.directory, staging / POLICY)
@@ -88,19 +122,20 @@ class CheckpointStore:
             recipe=recipe.model_dump(mode="json"),
             packages={name: version(name) for name in _PACKAGES},
             files=_sizes(staging / POLICY),
+            critic=model.critic,
         )
         write_json(staging / MANIFEST, asdict(manifest))
         _sync_files(staging / POLICY)
-        shutil.rmtree(target, ignore_errors=True)
-        staging.rename(target)
-        sync_directory(self._directory)
-        for old in self._complete()[: -self._keep_last]:
-            shutil.rmtree(old)
-        return target
 
-    def latest(self) -> Path | None:
-        complete = self._complete()
-        return complete[-1] if complete else None
+    def _check_room(self) -> None:
+        """Before the ranks begin: one that fails alone leaves the others waiting for it, and the run has to restart."""
+        latest = self.latest()
+        if latest is None:
+            return
+        needed = sum(_sizes(latest).values()) + SPARE_BYTES
+        free = shutil.disk_usage(self._directory).free
+        if free < needed:
+            raise OSError(f"{self._directory}: {free >> 20} MiB are free, {needed >> 20} MiB are needed: free space")
 
     def _complete(self) -> list[Path]:
         """In the order of their steps: the names are zero-padded."""
@@ -122,7 +157,9 @@ def read_manifest(checkpoint: Path) -> Manifest:
         raise ConfigError(
             f"checkpoint {checkpoint}: format {content.get('format')} is not {FORMAT}: use the version that wrote it"
         )
-    if wrong := sorted(content.keys() ^ {field.name for field in fields(Manifest)}):
+    required = {field.name for field in fields(Manifest) if field.default is MISSING}
+    known = {field.name for field in fields(Manifest)}
+    if wrong := sorted((required - content.keys()) | (content.keys() - known)):
         raise ConfigError(
             f"checkpoint {checkpoint}: {MANIFEST} is damaged (keys missing or unknown: {', '.join(wrong)}): "
             "use an earlier one"

@@ -71,12 +71,19 @@ def token_costs(
     return cost
 
 
-def time_costs(times: Mapping[str, float], devices: Mapping[str, int]) -> dict[str, float]:
-    """``cost.<source>.seconds`` and ``.device_seconds`` of the phases in ``times``, the step's ``time.*``."""
+def time_costs(
+    times: Mapping[str, float], collected: Mapping[str, float], devices: Mapping[str, int]
+) -> dict[str, float]:
+    """``cost.<source>.seconds`` and ``.device_seconds``: what each source took, whether or not another ran beside it.
+
+    The trainer's phases are those in ``times``, the step's ``time.*``. ``collected`` are the seconds of the stages of
+    the step's collection, also those in which the trainer did something else: over a run the costs add up to more than
+    its wall-clock as far as generation and training overlap.
+    """
     cost = {}
     for source, phase in PHASES.items():
-        if f"time.{phase}" in times:
-            seconds = times[f"time.{phase}"]
+        seconds = collected.get(phase, times.get(f"time.{phase}"))
+        if seconds is not None:
             cost[f"cost.{source}.seconds"] = seconds
             cost[f"cost.{source}.device_seconds"] = seconds * devices[source]
     return cost

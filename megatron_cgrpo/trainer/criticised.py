@@ -36,7 +36,8 @@ def rescue(
         asked = {kind: _critics(recipe, kind, problems, system) for kind in kinds}
         critics: dict[str, Critic] = {kind: _critic(of_kind) for kind, of_kind in asked.items()}
         questions = (problems.test if split == "test" else problems.train)[:prompts]
-        rescuer = Rescuer(system.pool, problems.task, recipe, problems.tokenizer.decode, refiner_of(recipe, system))
+        refiner = refiner_of(recipe, system.critic_pool)
+        rescuer = Rescuer(system.pool, problems.task, recipe, problems.tokenizer.decode, refiner)
         result = stop.run(rescuer.rescue(questions, critics))
         for of_kind in asked.values():
             result |= of_kind.take_metrics()  # at most one kind asks a server
@@ -76,7 +77,7 @@ def self_critique(recipe: Recipe, checkpoint: Path | None) -> dict[str, float]:
                 problems.tokenizer.decode,
                 problems.test[: recipe.evaluation.prompts],
                 recipe.evaluation.final_samples,
-                refiner_of(recipe, system),
+                refiner_of(recipe, system.critic_pool),
             )
         )
         return scores | critics.take_metrics()
@@ -85,7 +86,7 @@ def self_critique(recipe: Recipe, checkpoint: Path | None) -> dict[str, float]:
 def _critics(recipe: Recipe, kind: CriticKind, problems: Problems, system: System) -> Critics:
     """A critique that fails is dropped: one of another kind in its place would tell the model the answer."""
     alone = recipe.critic.model_copy(update={"kind": kind, "schedule": (), "on_failure": "drop"})
-    return Critics(recipe.model_copy(update={"critic": alone}), problems, system)
+    return Critics(recipe.model_copy(update={"critic": alone}), problems, system.pool, system.critic_pool)
 
 
 def _critic(critics: Critics) -> Critic:

@@ -8,27 +8,40 @@ from megatron_cgrpo.critique.build import build_critics
 from megatron_cgrpo.critique.generated import Writer
 from megatron_cgrpo.critique.protocol import Critic
 from megatron_cgrpo.rollout.critique_writer import EngineWriter
+from megatron_cgrpo.rollout.journal import Journal, JournaledWriter
 from megatron_cgrpo.rollout.protocol import Generator
 from megatron_cgrpo.tasks.base import Task
 from megatron_cgrpo.trainer.problems import Problems
-from megatron_cgrpo.trainer.system import System
 
 
 class Critics:
     """The recipe's critics, with the engines and the server that they ask."""
 
-    def __init__(self, recipe: Recipe, problems: Problems, system: System) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        problems: Problems,
+        policy: Generator,
+        model: Generator | None,
+        journal: Journal | None = None,
+    ) -> None:
+        """``model`` serves ``critic.model``. What a server wrote is kept in ``journal``."""
         task, tokenizer = problems.task, problems.tokenizer
         self._api = _api_writer(recipe, task) if "api" in recipe.critic.sources else None
-        writers: dict[str, Writer] = {"self": EngineWriter(system.pool, task, recipe, tokenizer.decode)}
-        if system.critic_pool is not None:
-            writers["model"] = EngineWriter(system.critic_pool, task, recipe, tokenizer.decode)
+        writers: dict[str, Writer] = {"self": EngineWriter(policy, task, recipe, tokenizer.decode)}
+        if model is not None:
+            writers["model"] = EngineWriter(model, task, recipe, tokenizer.decode)
         if self._api is not None:
-            writers["api"] = self._api
+            writers["api"] = self._api if journal is None else JournaledWriter(self._api, journal)
         self._schedule = build_critics(recipe.critic, task, tokenizer.encode, writers)
+        self._latest = 0
 
     def at(self, step: int) -> Critic | None:
-        """None where the step is plain GRPO."""
+        """None where the step is plain GRPO. A server that did not answer in an earlier step is asked again."""
+        if step > self._latest:
+            self._latest = step
+            if self._api is not None:
+                self._api.new_step()
         return self._schedule.at(step)
 
     def take_metrics(self) -> dict[str, float]:
@@ -36,9 +49,9 @@ class Critics:
         return {} if self._api is None else self._api.take_metrics()
 
 
-def refiner_of(recipe: Recipe, system: System) -> Generator | None:
-    """Who refines in the policy's place; None where the policy does it."""
-    return system.critic_pool if recipe.critic.refiner == "model" else None
+def refiner_of(recipe: Recipe, model: Generator | None) -> Generator | None:
+    """Who refines in the policy's place, of ``critic.model``; None where the policy does it."""
+    return model if recipe.critic.refiner == "model" else None
 
 
 def _api_writer(recipe: Recipe, task: Task) -> ApiWriter:

@@ -1,33 +1,44 @@
-"""The synchronous loop: collect, update, push, record. Each step reads like the method's pseudocode."""
+"""The training loop: a collected step, update, push, record. Each step reads like the method's pseudocode."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 from megatron_cgrpo.actor.group import GroupUpdate
 from megatron_cgrpo.config.algorithm import AlgorithmConfig
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import PromptSampler
 from megatron_cgrpo.observe.timers import Timer
+from megatron_cgrpo.observe.trace import NoTrace, Trace
+from megatron_cgrpo.rollout import journal
 from megatron_cgrpo.rollout.collect import Collector
-from megatron_cgrpo.rollout.protocol import EngineDied
+from megatron_cgrpo.rollout.journal import Journal, JournaledGenerator
 from megatron_cgrpo.trainer.batch import StepRows, build_rows, loss_spec
 from megatron_cgrpo.trainer.budget import ComputeBudget
 from megatron_cgrpo.trainer.cost import devices_of, time_costs, token_costs, token_prices
 from megatron_cgrpo.trainer.critic_watch import CriticWatch
 from megatron_cgrpo.trainer.critics import Critics, refiner_of
 from megatron_cgrpo.trainer.evidence import Evidence, Witness
+from megatron_cgrpo.trainer.feed_metrics import buffer_metrics, sampling_metrics, staleness_metrics
+from megatron_cgrpo.trainer.feeder import Batch, Feeder
 from megatron_cgrpo.trainer.guard import Collapsed, CollapseGuard
 from megatron_cgrpo.trainer.imitation import CritiqueRows
 from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.record import Record
+from megatron_cgrpo.trainer.serving import Serving, oldest_version, sampled_version
 from megatron_cgrpo.trainer.signals import StopRequested, StopSignal
-from megatron_cgrpo.trainer.step_metrics import rollout_metrics, time_metrics, token_metrics, update_metrics
+from megatron_cgrpo.trainer.step_metrics import (
+    rollout_metrics,
+    stage_seconds,
+    time_metrics,
+    token_metrics,
+    update_metrics,
+)
 from megatron_cgrpo.trainer.system import System
 from megatron_cgrpo.trainer.verdicts import VerifierFailed, check_verifier, verdict_metrics
-from megatron_cgrpo.types import Group
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +46,8 @@ logger = logging.getLogger(__name__)
 class TrainingLoop:
     """``run`` trains from the step after ``record.last_step`` to ``train.steps``, or until ``budget`` is used up.
 
-    A version of the weights is the step that made it, and 0 the initial policy. What samples in step ``s`` is version
-    ``s - 1``, or 0 where the data are offline; what is evaluated is always the latest. Engines get a version when they
-    are to sample from it and do not serve it yet.
+    A feeder collects the steps on a thread of its own, as far ahead as ``train.staleness`` allows; a weight push is
+    what it waits for. What is evaluated is always the latest policy.
     """
 
     def __init__(
@@ -49,52 +59,60 @@ class TrainingLoop:
         record: Record,
         stop: StopSignal,
         budget: ComputeBudget,
+        tracer: Trace | None = None,
     ) -> None:
         self._recipe, self._system, self._record, self._stop = recipe, system, record, stop
-        self._sampler, self._budget = sampler, budget
+        self._budget, self._tracer = budget, tracer or NoTrace()
+        self._timer = Timer(tracer=tracer)
         self._benchmark = problems.benchmark(recipe)
         task, tokenizer = problems.task, problems.tokenizer
-        self._critics, self._critic_watch = Critics(recipe, problems, system), CriticWatch()
-        refiner = refiner_of(recipe, system)
-        self._collector = Collector(system.pool, task, self._critics.at, recipe, tokenizer.decode, refiner)
+        self._journal = Journal(record.directory / journal.DIRECTORY, record.last_step)
+        policy, *model = [
+            JournaledGenerator(pool, self._journal, partial(oldest_version, recipe)) for pool in system.pools
+        ]
+        critic = model[0] if model else None
+        self._critics, self._critic_watch = Critics(recipe, problems, policy, critic, self._journal), CriticWatch()
+        refiner = refiner_of(recipe, critic)
+        collector = Collector(policy, task, self._critics.at, recipe, tokenizer.decode, refiner, tracer)
+        self._position = sampler.state()
+        self._feeder = Feeder(collector, sampler, recipe, record.last_step + 1, self._critics.take_metrics)
+        self._serving = Serving(system, self._feeder, self._timer)
         self._critique_tokens = CritiqueRows(task, recipe.critic.sees, tokenizer.eos_token_id)
         self._witness = Witness(system.actor, task, tokenizer.show, recipe.observe)
         self._guard = CollapseGuard(recipe.guard, record.metrics())
-        self._timer = Timer()
         self._trained = record.last_step
-        self._served: int | None = None
 
     def run(self) -> None:
         """With all that was trained in a checkpoint: raises StopRequested after a signal, Collapsed by the guard, and
-        VerifierFailed."""
+        VerifierFailed. No collection is left running."""
         try:
-            self._stop.check()
-            if not self._record.has_base_evaluation:
-                self._record.base_evaluation(self._evaluate(self._recipe.evaluation.final_samples))
-            self._budget.spend(self._record.metrics())
-            self._timer.lap()  # set-up and the base evaluation are no step's time
-            while not self._ended():
-                self._step(self._trained + 1)
-                self._stop.check()
+            with closing(self._journal), self._feeder:
+                self._train()
         except (StopRequested, Collapsed, VerifierFailed):
             if self._record.last_saved != self._record.last_step:
                 self._save(self._record.last_step)
             raise
+
+    def _train(self) -> None:
+        self._stop.check()
+        if not self._record.has_base_evaluation:
+            self._record.base_evaluation(self._evaluate(self._recipe.evaluation.final_samples))
+            self._tracer.flush(0)
+        self._budget.spend(self._record.metrics())
+        self._serving.idle_share(self._timer.lap()["time.step"])  # set-up and the base evaluation are no step's time
+        while not self._ended():
+            self._step(self._trained + 1)
+            self._stop.check()
 
     def _ended(self) -> bool:
         return self._trained == self._recipe.train.steps or self._budget.used_up
 
     def _step(self, step: int) -> None:
         algorithm = self._recipe.algorithm_at(step)
-        before = self._sampler.state()
-        try:
-            groups = self._collect(step)
-            check_verifier(step, groups)
-        except (StopRequested, VerifierFailed):
-            self._sampler.load_state(before)  # the abandoned prompts come again when the run is resumed
-            raise
+        self._publish()
+        batch = self._collected()
         rows = build_rows(
-            groups,
+            batch.groups,
             algorithm,
             self._recipe.train.updates_per_step,
             self._recipe.rollout.max_response_tokens,
@@ -102,52 +120,45 @@ class TrainingLoop:
         )
         rows = self._with_logprobs(rows, algorithm)
         with self._timer.phase("measure"):
-            evidence = self._witness.gather(step, groups, rows, algorithm)
+            evidence = self._witness.gather(step, batch.groups, rows, algorithm)
         updates = self._update(rows, algorithm)
-        self._trained = step
-        # At once: an engine that dies from here on is missed, and replaced, while the next step collects.
-        self._serve_samplers(step + 1)
-        self._after(step, groups, rows, updates, evidence)
+        self._trained, self._position = step, batch.sampler
+        costs = token_costs(batch.clock, rows.mini_batches, token_prices(self._recipe, step, self._system.critic_scale))
+        self._budget.spend([costs])
+        if self._ended():
+            self._feeder.abandon()
+        elif self._recipe.algorithm_at(step + 1).sample_from == "policy":
+            # At once: what may begin now is collected while this step is evaluated, recorded and saved.
+            self._publish()
+        self._after(batch, rows, updates, evidence, costs)
 
-    def _collect(self, step: int) -> list[Group]:
-        prompts = self._sampler.next(self._recipe.train.prompts_per_step)
-        self._serve_samplers(step)
+    def _publish(self) -> None:
+        """The engines serve what the next step samples from, if it samples anything, and its collection may begin."""
+        algorithm = self._recipe.algorithm_at(self._trained + 1)
+        if not algorithm.samples_nothing:
+            version = sampled_version(self._recipe, self._trained + 1)
+            self._serving.serve(version, base=version != self._trained)
+        self._feeder.published(self._trained)
+
+    def _collected(self) -> Batch:
+        """The next step's batch. Raises VerifierFailed, and StopRequested: what is not complete then is abandoned."""
         with self._timer.phase("collect"):
-            while True:
-                try:
-                    return self._stop.run(self._collector.collect(prompts, step))
-                except EngineDied as died:
-                    # The same prompts with the same seeds give the same groups; engines restart a few times only.
-                    logger.warning("step %d: collecting again: %s", step, died)
-                    self._push(self._sampled_version(step))
+            batch = self._feeder.next(self._wait)
+        check_verifier(batch.step, [*batch.groups, *batch.replaced])
+        if self._recipe.rollout.colocated:
+            self._serving.sleep()
+        return batch
 
-    def _sampled_version(self, step: int) -> int:
-        return 0 if self._recipe.algorithm_at(step).sample_from == "base" else step - 1
-
-    def _serve_samplers(self, step: int) -> None:
-        """The engines serve what ``step`` samples from, if it samples anything."""
-        if not self._recipe.algorithm_at(step).samples_nothing:
-            self._serve(self._sampled_version(step))
-
-    def _serve(self, version: int) -> None:
-        if self._served != version or any(pool.lost for pool in self._system.pools):
-            with self._timer.phase("sync"):
-                self._push(version)
-
-    def _push(self, version: int) -> None:
-        """All engines serve ``version`` afterwards, those that had died too. Raises EngineDied where one cannot."""
-        for pool in self._system.pools:
-            if pool.lost:
-                asyncio.run(pool.recover())
-        self._served = None
-        self._system.actor.push(version, base=version != self._trained)
-        self._served = version
+    def _wait(self) -> None:
+        self._stop.check()
+        self._serving.rescue()
 
     def _with_logprobs(self, rows: StepRows, algorithm: AlgorithmConfig) -> StepRows:
         """Adds what the objective needs and the engines cannot give.
 
-        With one update a step the policy's current log-probabilities are the old ones, and the pass is skipped; so it
-        is in supervised learning, which has no old policy.
+        The old policy, which updates are kept near to, is the one that the step begins with, however stale the samples
+        are. With one update a step its log-probabilities are the current ones, and the pass is skipped; so it is in
+        supervised learning, which has no old policy.
         """
         actor = self._system.actor
         batches = []
@@ -170,23 +181,23 @@ class TrainingLoop:
 
     def _evaluate(self, samples: int) -> dict[str, float]:
         """Always finished: it belongs to the line of a step that is already trained."""
-        self._serve(self._trained)
+        self._serving.serve(self._trained)
         with self._timer.phase("evaluate"):
-            return asyncio.run(self._benchmark.evaluate(self._system.pool, samples))
+            return self._feeder.run(self._benchmark.evaluate(self._system.pool, samples), self._serving.rescue)
 
     def _after(
-        self, step: int, groups: list[Group], rows: StepRows, updates: list[GroupUpdate], evidence: Evidence
+        self, batch: Batch, rows: StepRows, updates: list[GroupUpdate], evidence: Evidence, costs: dict[str, float]
     ) -> None:
         """Evaluation, rollout dump, the step's line, the checkpoint, and the guard's word."""
-        recipe, clock = self._recipe, self._collector.clock
+        recipe, step, groups = self._recipe, batch.step, batch.groups
         metrics: dict[str, float] = {"step": step, **rollout_metrics(groups), **update_metrics(updates)}
         tokens = sum(update.tokens for update in updates)
-        metrics |= token_metrics(clock, tokens) | self._critics.take_metrics() | evidence.metrics
-        metrics |= verdict_metrics(groups)
-        metrics |= token_costs(clock, rows.mini_batches, token_prices(recipe, step, self._system.critic_scale))
+        metrics |= token_metrics(batch.clock, tokens) | batch.usage | evidence.metrics | costs
+        metrics |= verdict_metrics(groups) | sampling_metrics(batch)
+        if recipe.algorithm_at(step).sample_from == "policy":
+            metrics |= staleness_metrics(step, groups)
         metrics |= self._guard.watch(metrics)
         self._critic_watch.watch(step, groups)
-        self._budget.spend([metrics])
         last, every = self._ended(), recipe.evaluation.every
         if last or (every and step % every == 0):
             samples = recipe.evaluation.final_samples if last else recipe.evaluation.samples
@@ -194,8 +205,14 @@ class TrainingLoop:
         metrics["throughput.trainer_memory_gib"] = self._system.actor.memory_gib()
         with self._timer.phase("record"):
             self._record.rollouts(step, groups, rows.advantages, evidence.details)
-        times = time_metrics(self._timer.lap(), clock, tokens)
-        self._record.step(metrics | times | time_costs(times, devices_of(recipe, step)))
+            self._record.prompts(step, groups, batch.replaced)
+        lap = self._timer.lap()
+        metrics |= buffer_metrics(batch, lap.get("time.collect", 0.0))
+        metrics["engines.idle"] = self._serving.idle_share(lap["time.step"])
+        times = time_metrics(lap, batch.clock, batch.seconds, tokens)
+        collected = stage_seconds(batch.clock, batch.seconds)
+        self._record.step(metrics | times | time_costs(times, collected, devices_of(recipe, step)))
+        self._tracer.flush(step)
         # After the line, so that a checkpoint never lacks it; its seconds are in the next step's line.
         if last or (recipe.checkpoint.every and step % recipe.checkpoint.every == 0):
             self._save(step)
@@ -205,4 +222,5 @@ class TrainingLoop:
 
     def _save(self, step: int) -> None:
         with self._timer.phase("checkpoint"):
-            self._record.save_checkpoint(step, self._sampler.state(), self._system.actor.save)
+            self._record.save_checkpoint(step, self._position, self._system.actor.save)
+            self._journal.forget(self._record.last_saved)

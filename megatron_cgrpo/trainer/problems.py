@@ -107,7 +107,7 @@ class Problems:
     def check_critiques(self, recipe: Recipe) -> None:
         """Raises ConfigError for a training prompt that an engine cannot criticise every response to."""
         rollout = recipe.rollout
-        limit = rollout.max_prompt_tokens + rollout.max_response_tokens  # the context has room for two responses
+        limit = rollout.context_tokens - rollout.max_response_tokens - rollout.max_critique_tokens
         for prompt in self.train:
             length = len(self.task.critique_prompt(prompt, [], recipe.critic.sees))
             if length > limit:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.errors import CheckpointNotWritten, ConfigError, RunError
 from megatron_cgrpo.config.loading import dump_recipe, load_recipe
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import SamplerState
@@ -16,16 +18,23 @@ from megatron_cgrpo.observe.display import Display
 from megatron_cgrpo.observe.metrics import Metrics, MetricsLog, Sink, read_metrics
 from megatron_cgrpo.observe.rollouts import GroupDetails, write_rollouts
 from megatron_cgrpo.observe.sinks import open_sinks
+from megatron_cgrpo.observe.step_log import StepLog
 from megatron_cgrpo.trainer.checkpoints import BaseModel, CheckpointStore, read_manifest
+from megatron_cgrpo.trainer.prompt_ledger import PROMPTS, prompt_line
 from megatron_cgrpo.trainer.same_training import check_same, model_fingerprint
 from megatron_cgrpo.types import Group
+
+logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
 
 
 class Record:
-    """Opens the run directory; with ``resume``, back at its last complete checkpoint (or at the start without one)."""
+    """Opens the run directory; with ``resume``, back at its last complete checkpoint (or at the start without one).
+
+    A method that writes raises RunError where the disk does not take it, with the file and the remedy.
+    """
 
     def __init__(self, recipe: Recipe, display: Display, *, resume: bool) -> None:
         """Raises ConfigError where a resumed run would train something else than the interrupted one."""
@@ -39,10 +48,12 @@ class Record:
         if resume:
             check_same(recipe, self._earlier_recipe())
             self._check_metrics()
-        write_text(self.directory / CONFIG, dump_recipe(recipe))
-        self._log = MetricsLog(self.directory / METRICS)
-        self._log.truncate_after(self.last_step if self.manifest else -1)
-        self._sinks: list[Sink] = open_sinks(recipe, self.last_step + 1)
+        with self._disk():
+            write_text(self.directory / CONFIG, dump_recipe(recipe))
+            self._log, self._prompts = MetricsLog(self.directory / METRICS), StepLog(self.directory / PROMPTS)
+            for log in (self._log, self._prompts):
+                log.truncate_after(self.last_step if self.manifest else -1)
+            self._sinks: list[Sink] = open_sinks(recipe, self.last_step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -51,16 +62,24 @@ class Record:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._log.close()
+        self._prompts.close()
         for sink in self._sinks:
             sink.close()
 
     def starts_from(self, model_dir: Path) -> None:
         """Raises ConfigError where a resumed run would start from another model than the interrupted one."""
-        self._model = BaseModel(model_dir, model_fingerprint(model_dir))
+        critic = self._recipe.critic.model.path if self._recipe.critic.needs_model else None
+        critic_fingerprint = None if critic is None else model_fingerprint(critic)
+        self._model = BaseModel(model_dir, model_fingerprint(model_dir), critic_fingerprint)
         if self.manifest is not None and self.manifest.model != self._model.fingerprint:
             raise ConfigError(
                 f"{model_dir}: is not the model that the run in {self.directory} started from: restore that one, or "
                 "start a new run.dir"
+            )
+        if self.manifest is not None and self.manifest.critic != self._model.critic:
+            raise ConfigError(
+                f"critic.model.path={critic}: is not the critic that the run in {self.directory} began with: restore "
+                "that one, or start a new run.dir"
             )
 
     @property
@@ -79,6 +98,11 @@ class Record:
         self.last_step = int(metrics["step"])
         self._display.step(metrics)
 
+    def prompts(self, step: int, groups: Sequence[Group], replaced: Sequence[Group]) -> None:
+        """Before the step's metrics, so that no trained step lacks its prompts."""
+        with self._disk():
+            self._prompts.write(prompt_line(step, groups, replaced))
+
     def rollouts(
         self,
         step: int,
@@ -87,13 +111,19 @@ class Record:
         details: Sequence[GroupDetails],
     ) -> None:
         if self._recipe.observe.rollouts:
-            write_rollouts(self.directory / "rollouts", step, groups, advantages, details)
+            with self._disk():
+                write_rollouts(self.directory / "rollouts", step, groups, advantages, details)
 
     def save_checkpoint(self, step: int, sampler: SamplerState, write_policy: Callable[[Path], None]) -> None:
+        """Where the disk does not take it, the run goes on without, and ``last_saved`` tells."""
         if self._model is None:
             raise RuntimeError("save_checkpoint before starts_from: the base model is not known yet")
-        self._store.save(step, self._recipe, self._model, sampler, write_policy)
-        self.last_saved = step
+        try:
+            self._store.save(step, self._recipe, self._model, sampler, write_policy)
+        except CheckpointNotWritten as error:
+            logger.warning("step %d: no checkpoint: %s; step %d stays the last one saved", step, error, self.last_saved)
+        else:
+            self.last_saved = step
 
     def _earlier_recipe(self) -> dict[str, Any]:
         if self.manifest is not None:
@@ -116,6 +146,17 @@ class Record:
             )
 
     def _write(self, metrics: Metrics) -> None:
-        self._log.write(metrics)
-        for sink in self._sinks:
-            sink.write(metrics)
+        with self._disk():
+            self._log.write(metrics)
+            for sink in self._sinks:
+                sink.write(metrics)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{error.filename or self.directory}: {error.strerror}: free space or mend the disk, then go on from "
+                f"step {self.last_saved} with --resume"
+            ) from error

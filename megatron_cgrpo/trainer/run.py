@@ -8,17 +8,20 @@ from pathlib import Path
 from rich.console import Console
 
 from megatron_cgrpo.analysis.plots import plot_run
+from megatron_cgrpo.config.errors import RunError
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import PromptSampler
 from megatron_cgrpo.launch.cluster import ray_cluster
 from megatron_cgrpo.observe.display import Display, open_display
 from megatron_cgrpo.observe.summary import summary_table, write_summary
+from megatron_cgrpo.observe.trace import NoTrace, Tracer
 from megatron_cgrpo.trainer.budget import ComputeBudget, compute_of
 from megatron_cgrpo.trainer.checkpoints import POLICY
 from megatron_cgrpo.trainer.imitation import check_imitation
 from megatron_cgrpo.trainer.loop import TrainingLoop
 from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.record import Record
+from megatron_cgrpo.trainer.restarts import LOST, Restarts
 from megatron_cgrpo.trainer.signals import StopRequested, StopSignal, exit_on_stop
 from megatron_cgrpo.trainer.summary import summarise
 from megatron_cgrpo.trainer.system import processes, start_system
@@ -33,53 +36,95 @@ def train(recipe: Recipe, *, resume: bool) -> None:
     Raises ``ConfigError`` before anything starts where recipe, data or checkpoint do not fit; ``SystemExit`` with
     128 + the signal's number after SIGINT or SIGTERM, with everything trained so far saved.
     """
-    budget = ComputeBudget(compute_of(recipe.train.compute_of))
+    limit = compute_of(recipe.train.compute_of)
     with Problems.load(recipe) as problems:
         problems.check_step(recipe.train.prompts_per_step)
         check_imitation(recipe, problems)
-        lines, directory = _recorded(recipe, problems, budget, resume=resume)
+        with exit_on_stop() as stop, open_display(recipe.train.steps, recipe.observe.live) as display:
+            lines = _train(recipe, problems, limit, display, stop, resume=resume)
+    directory = Path(recipe.run.dir)
     summary = summarise(lines)
     write_summary(directory / "summary.json", summary)
     plot_run(directory)
     Console().print(summary_table(summary))
 
 
-def _recorded(
-    recipe: Recipe, problems: Problems, budget: ComputeBudget, *, resume: bool
-) -> tuple[list[dict[str, int | float]], Path]:
-    """The run's metrics and its directory."""
-    with (
-        exit_on_stop() as stop,
-        open_display(recipe.train.steps, recipe.observe.live) as display,
-        Record(recipe, display, resume=resume) as record,
-    ):
-        try:
-            _train(recipe, problems, record, display, stop, budget)
-        except StopRequested as stopped:
-            logger.warning("%s after step %d; continue with --resume", stopped, record.last_step)
-            raise
-        return record.metrics(), record.directory
-
-
 def _train(
-    recipe: Recipe, problems: Problems, record: Record, display: Display, stop: StopSignal, budget: ComputeBudget
+    recipe: Recipe, problems: Problems, limit: float | None, display: Display, stop: StopSignal, *, resume: bool
+) -> list[dict[str, int | float]]:
+    """The metrics of a run that has reached its end, in as many attempts as ``run.restarts`` allows."""
+    restarts = Restarts(recipe.run.restarts, recipe.rollout.start_timeout_s)
+    while True:
+        with Record(recipe, display, resume=resume) as record:
+            try:
+                if _finished(recipe, problems, record, display, stop, restarts, ComputeBudget(limit)):
+                    return record.metrics()
+            except StopRequested as stopped:
+                logger.warning("%s after step %d; continue with --resume", stopped, record.last_saved)
+                raise
+        resume = record.last_saved > 0
+
+
+def _finished(
+    recipe: Recipe,
+    problems: Problems,
+    record: Record,
+    display: Display,
+    stop: StopSignal,
+    restarts: Restarts,
+    budget: ComputeBudget,
+) -> bool:
+    """Whether the run has reached its end; False where it was lost on the way and may start again."""
+    try:
+        _attempt(recipe, problems, record, display, stop, restarts, budget)
+    except LOST as lost:
+        stop.check()  # a signal to the whole process group ends the ranks too
+        restarts.spend(lost, record.last_step, record.last_saved)
+        return False
+    return True
+
+
+def _attempt(
+    recipe: Recipe,
+    problems: Problems,
+    record: Record,
+    display: Display,
+    stop: StopSignal,
+    restarts: Restarts,
+    budget: ComputeBudget,
 ) -> None:
+    """Trains from where ``record`` begins to the end of the run, on a system of its own."""
     sampler = PromptSampler(problems.train, recipe.seed)
     if record.manifest is not None:
         sampler.load_state(record.manifest.sampler)
     model_dir = base_model(recipe, problems, display, stop)
     record.starts_from(model_dir)
     display.status("starting trainer ranks and engines")
+    tracer = Tracer(record.directory / "trace", record.last_step) if recipe.observe.trace else NoTrace()
     reference = any(algorithm.needs_reference for algorithm in recipe.algorithms)
     with (
         ray_cluster(processes(recipe, critic=True)),
-        start_system(recipe, model_dir, stop, reference=reference, critic=True) as system,
+        start_system(
+            recipe,
+            model_dir,
+            stop,
+            reference=reference,
+            critic=True,
+            patience_s=restarts.patience_s,
+            tracer=tracer,
+        ) as system,
     ):
         if record.manifest is not None and record.checkpoint is not None:
             policy = (record.checkpoint / POLICY).absolute()
             system.actor.resume(policy, same_layout=record.manifest.same_layout(recipe.parallel))
+        restarts.serving()
         display.status("training")
-        TrainingLoop(recipe, system, problems, sampler, record, stop, budget).run()
+        TrainingLoop(recipe, system, problems, sampler, record, stop, budget, tracer).run()
+    if record.last_saved != record.last_step:
+        raise RunError(
+            f"{record.directory}: the checkpoint of the last step, {record.last_step}, could not be written: free "
+            f"space, then train again from step {record.last_saved} with --resume"
+        )
     if recipe.train.compute_of is not None and not budget.used_up:
         logger.warning(
             "train.steps=%d ended the run at %.0f %% of the compute of %s: raise it for equal compute",

@@ -51,7 +51,11 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def update_metrics(updates: Sequence[GroupUpdate]) -> dict[str, float]:
-    """Means over a step's updates; nothing where no group had anything to teach."""
+    """Means over a step's updates; nothing where no group had anything to teach.
+
+    ``packing.padding`` is the share of the computed token positions that hold none, ``packing.balance`` how busy the
+    mean replica was while the busiest one worked.
+    """
     if not updates:
         return {}
     sums: Counter[str] = Counter()
@@ -61,21 +65,36 @@ def update_metrics(updates: Sequence[GroupUpdate]) -> dict[str, float]:
         maxima = {key: max(value, maxima.get(key, value)) for key, value in update.maxima.items()}
     for term in LOSS_TERMS:
         sums[term] /= len(updates)
+    positions = sum(sum(update.positions) for update in updates)
     return reduce_metrics(sums, maxima) | {
         "grad_norm": _mean([update.grad_norm for update in updates]),
         "lr": updates[-1].lr,
+        "packing.padding": 1 - sum(update.tokens for update in updates) / positions,
+        "packing.balance": positions / sum(max(update.positions) * len(update.positions) for update in updates),
     }
 
 
-def time_metrics(lap: dict[str, float], clock: StageClock, update_tokens: int) -> dict[str, float]:
-    """``lap`` with ``time.collect`` divided among its stages, and both sides' tokens per second."""
+def stage_seconds(clock: StageClock, limit: float) -> dict[str, float]:
+    """Of the stages at work in a collection, what they have of ``limit`` seconds of its wall-clock: all where it took
+    no longer, else in proportion."""
+    total = sum(clock.seconds.values())
+    share = min(1.0, limit / total) if total else 0.0
+    return {stage: seconds * share for stage, seconds in clock.seconds.items() if stage != IDLE}
+
+
+def time_metrics(lap: dict[str, float], clock: StageClock, seconds: float, update_tokens: int) -> dict[str, float]:
+    """``lap`` with ``time.collect`` divided among the stages of the collection, and both sides' tokens per second.
+
+    ``time.*`` is the trainer's wall-clock: of a collection that went on while it did something else, only what it
+    waited for is in there. The engines' tokens are divided by all ``seconds`` of the collection.
+    """
     metrics = dict(lap)
     collect = metrics.pop("time.collect", 0.0)
-    stages = {stage: seconds for stage, seconds in clock.seconds.items() if stage != IDLE}
-    for stage, seconds in stages.items():
-        metrics[f"time.{stage}"] = seconds
-    metrics["time.idle"] += collect - sum(stages.values())
-    engine_seconds = sum(stages.get(stage, 0.0) for stage in clock.tokens)
+    waited = stage_seconds(clock, collect)
+    metrics |= {f"time.{stage}": part for stage, part in waited.items()}
+    metrics["time.idle"] += collect - sum(waited.values())
+    collected = stage_seconds(clock, seconds)
+    engine_seconds = sum(collected.get(stage, 0.0) for stage in clock.tokens)
     if engine_seconds:
         metrics["throughput.engine_tokens_per_s"] = sum(clock.tokens.values()) / engine_seconds
     if metrics.get("time.update"):

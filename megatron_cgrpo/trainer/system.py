@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +15,9 @@ from megatron_cgrpo.actor.group import ActorGroup
 from megatron_cgrpo.actor.policy import PolicySpec
 from megatron_cgrpo.config.model_shape import read_model_shape
 from megatron_cgrpo.config.recipe import Recipe
-from megatron_cgrpo.launch.cluster import check_capacity
+from megatron_cgrpo.launch.cluster import RELEASE_S, check_capacity
+from megatron_cgrpo.launch.placement import Layout, Place, reserved
+from megatron_cgrpo.observe.trace import Trace
 from megatron_cgrpo.rollout.engine_spec import critic_engine_spec, engine_spec
 from megatron_cgrpo.rollout.pool import EnginePool
 from megatron_cgrpo.rollout.protocol import EngineStartError
@@ -43,36 +45,63 @@ class System:
 
 
 def processes(recipe: Recipe, *, critic: bool = False) -> int:
-    """Trainer ranks and engine workers; each takes a GPU where there are GPUs, else a logical CPU."""
-    model = recipe.critic.model
-    critics = model.engines * model.tensor_parallel if critic and recipe.critic.needs_model else 0
-    return recipe.parallel.world_size + recipe.rollout.engines * recipe.rollout.tensor_parallel + critics
+    """The devices of a run, GPUs or else logical CPUs: trainer ranks' and engine workers', which may share them."""
+    return layout_of(recipe, critic=critic).devices
+
+
+def layout_of(recipe: Recipe, *, critic: bool) -> Layout:
+    rollout, model = recipe.rollout, recipe.critic.model
+    return Layout(
+        ranks=recipe.parallel.world_size,
+        engines=rollout.engines,
+        tensor_parallel=rollout.tensor_parallel,
+        colocated=rollout.colocated,
+        critic_engines=model.engines if critic and recipe.critic.needs_model and model.path is not None else 0,
+        critic_tensor_parallel=model.tensor_parallel,
+    )
 
 
 @contextmanager
 def start_system(
-    recipe: Recipe, model_dir: Path, stop: StopSignal, *, reference: bool = False, critic: bool = False
+    recipe: Recipe,
+    model_dir: Path,
+    stop: StopSignal,
+    *,
+    reference: bool = False,
+    critic: bool = False,
+    patience_s: float = RELEASE_S,
+    tracer: Trace | None = None,
 ) -> Iterator[System]:
     """Starts all sides at once, loads the policy (and a frozen copy) from ``model_dir``, connects it to its engines.
+
+    Waits ``patience_s`` for a cluster that is too small, as for a machine that comes back. Engines and ranks
+    report what they do to ``tracer``.
 
     Whatever was started is stopped on exit, and when starting fails.
     """
     stop.rearm()
     cuda = torch.cuda.is_available()
-    check_capacity(processes(recipe, critic=critic), cuda)
+    check_capacity(processes(recipe, critic=critic), cuda, patience_s)
     engine = engine_spec(recipe, model_dir, cuda)
+    layout, stages = layout_of(recipe, critic=critic), recipe.rollout.stages
     with ExitStack() as stack:
+        placement = stack.enter_context(reserved(layout, cuda, recipe.rollout.start_timeout_s))
         executor = stack.enter_context(ThreadPoolExecutor(2))
-        starting = executor.submit(start_engines, engine, recipe.rollout.engines)
+        starting = executor.submit(start_engines, engine, placement.engines, stages, tracer)
         stack.callback(_stop_engines, starting)
-        starting_critic = _start_critic(recipe, cuda, executor) if critic else None
-        if starting_critic is not None:
+        starting_critic: Future[EnginePool] | None = None
+        if placement.critic_engines:
+            assert recipe.critic.model.path is not None  # or there were no places for its engines
+            spec = critic_engine_spec(recipe, recipe.critic.model.path, cuda)
+            places = placement.critic_engines
+            starting_critic = executor.submit(start_engines, spec, places, stages, tracer, "critic engine")
             stack.callback(_stop_engines, starting_critic)
-        actor = _start_actor(recipe, model_dir, cuda)
+        actor = _start_actor(recipe, model_dir, cuda, placement.ranks, tracer)
         stack.callback(actor.stop)
         actor.load_base(model_dir.absolute(), reference=reference)
         pool = starting.result()
-        client = WeightClient([engine.handle for engine in pool.engines], recipe.rollout.tensor_parallel)
+        handles = [engine.handle for engine in pool.engines]
+        client = WeightClient(handles, recipe.rollout.tensor_parallel, recipe.rollout.progress_timeout_s)
         actor.connect(engine.transfer_backend, client, client.engine_ranks, recipe.model.dtype)
         if starting_critic is None:
             yield System(actor, pool)
@@ -80,7 +109,9 @@ def start_system(
             yield System(actor, pool, starting_critic.result(), _critic_scale(recipe, model_dir))
 
 
-def _start_actor(recipe: Recipe, model_dir: Path, cuda: bool) -> ActorGroup:
+def _start_actor(
+    recipe: Recipe, model_dir: Path, cuda: bool, places: Sequence[Place], tracer: Trace | None
+) -> ActorGroup:
     spec = PolicySpec(
         shape=read_model_shape(model_dir),
         model=recipe.model,
@@ -96,14 +127,10 @@ def _start_actor(recipe: Recipe, model_dir: Path, cuda: bool) -> ActorGroup:
         micro_batch_tokens=recipe.train.micro_batch_tokens,
         threads=recipe.train.threads,
         gpu=cuda,
+        start_timeout_s=recipe.rollout.start_timeout_s,
+        places=places,
+        tracer=tracer,
     )
-
-
-def _start_critic(recipe: Recipe, cuda: bool, executor: ThreadPoolExecutor) -> Future[EnginePool] | None:
-    model = recipe.critic.model
-    if not recipe.critic.needs_model or model.path is None:
-        return None
-    return executor.submit(start_engines, critic_engine_spec(recipe, model.path, cuda), model.engines)
 
 
 def _critic_scale(recipe: Recipe, model_dir: Path) -> float:

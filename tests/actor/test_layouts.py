@@ -24,6 +24,9 @@ TWO_RANKS = [
     Case({"pp": 2, "vpp": 2}, packed=False),
     Case({"dp": 2}),
     Case({"dp": 2}, packed=False, micro_batch_tokens=1),
+    Case({"dp": 2, "overlap": True}, micro_batch_tokens=33),
+    Case({"pp": 2, "overlap": True}, micro_batch_tokens=33),
+    Case({"pp": 2, "vpp": 2, "overlap": True}),
 ]
 
 

@@ -38,7 +38,7 @@ def make_groups(rng: random.Random, refined: bool) -> list[Group]:
     def sample(origin: Origin, reward: float, seed: int, parent: int | None = None) -> Sample:
         length = rng.randint(1, MAX_LENGTH)
         logprobs = [-rng.expovariate(0.7) - 0.05 for _ in range(length)]
-        completion = Completion([rng.randrange(3, 50) for _ in range(length)], logprobs, FinishReason.STOP, 0)
+        completion = Completion([rng.randrange(3, 50) for _ in range(length)], logprobs, FinishReason.STOP)
         written = [rng.randrange(3, 50) for _ in range(rng.randint(1, 3))]
         critique = None if parent is None else Critique("cot", "", written, concludes_correct=False)
         return Sample(origin, completion, "", Verdict(reward, "x"), seed, parent, critique)
@@ -64,7 +64,7 @@ def make_solutions(rng: random.Random) -> list[Group]:
     return [
         Group(
             Prompt(str(number), "", QUESTION, ""),
-            [Sample(Origin.SOLUTION, Completion([*ids], [], FinishReason.STOP, -1), "", Verdict(1.0, "x"), 0)],
+            [Sample(Origin.SOLUTION, Completion([*ids], [], FinishReason.STOP), "", Verdict(1.0, "x"), 0)],
         )
         for number, ids in enumerate(solutions)
     ]

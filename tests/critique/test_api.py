@@ -146,6 +146,30 @@ def test_a_server_that_is_down_is_asked_no_more_until_the_next_step() -> None:
         assert len(server.requests) == asked + 1 + 8
 
 
+def test_one_loop_collects_many_steps_and_a_new_step_asks_a_server_that_is_down_again() -> None:
+    recovered = threading.Event()
+
+    def answer(body: dict[str, object], number: int) -> Answer:
+        return says(GOOD) if recovered.is_set() else Answer(body=None)
+
+    async def steps(api: ApiWriter) -> list[list[str]]:
+        causes = []
+        for step in range(3):
+            for _ in range(2):  # a step may be begun while another is collected
+                api.new_step()
+            if step == 2:
+                recovered.set()
+            outcomes = await asyncio.gather(*(api.write(request(seed=seed)) for seed in range(8)))
+            causes.append([one.cause if isinstance(one, CritiqueFailure) else "written" for one in outcomes])
+        return causes
+
+    with chat_server(answer) as server:
+        down, probed, written = asyncio.run(steps(writer(server, retries=0, concurrency=2, down_after=3)))
+    assert down.count("server_down") >= 4
+    assert sorted(probed) == 7 * ["server_down"] + ["unreachable"]
+    assert written == 8 * ["written"]
+
+
 def test_some_requests_without_an_answer_are_not_a_server_that_is_down() -> None:
     def answer(body: dict[str, object], number: int) -> Answer:
         return says(GOOD) if number % 3 == 2 else Answer(body=None)

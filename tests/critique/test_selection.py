@@ -9,7 +9,7 @@ from megatron_cgrpo.types import Completion, FinishReason, Origin, Sample, Verdi
 
 
 def refinement(reward: float, parent: int, text: str) -> Sample:
-    completion = Completion([1], [-0.5], FinishReason.STOP, 1)
+    completion = Completion([1], [-0.5], FinishReason.STOP)
     return Sample(Origin.REFINEMENT, completion, text, Verdict(reward, "x"), seed=0, parent=parent)
 
 

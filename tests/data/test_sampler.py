@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,11 @@ def dataset(size: int) -> list[Prompt]:
 
 
 def draw(sampler: PromptSampler, counts: list[int]) -> list[str]:
-    return [prompt.id for count in counts for prompt in sampler.next(count)]
+    ids = []
+    for count in counts:
+        ids += [prompt.id for prompt in islice(sampler.upcoming(), count)]
+        sampler.advance(count)
+    return ids
 
 
 @settings(deadline=None)
@@ -43,6 +48,32 @@ def test_resumed_equals_uninterrupted(size: int, before: list[int], after: list[
     resumed = PromptSampler(dataset(size), seed=5)
     resumed.load_state(stored)
     assert draw(resumed, after) == draw(straight, after)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 12), st.integers(0, 20), st.integers(0, 40))
+def test_reading_ahead_moves_nothing_and_is_not_moved(size: int, before: int, ahead: int) -> None:
+    sampler = PromptSampler(dataset(size), seed=5)
+    sampler.advance(before)
+    state, upcoming = sampler.state(), sampler.upcoming()
+    first = [prompt.id for prompt in islice(upcoming, ahead // 2)]
+    assert sampler.state() == state
+    after = sampler.state_after(ahead)
+    sampler.advance(ahead)
+    assert sampler.state() == after
+    rest = [prompt.id for prompt in islice(upcoming, ahead - ahead // 2)]
+    straight = PromptSampler(dataset(size), seed=5)
+    assert first + rest == draw(straight, [before, ahead])[before:]
+
+
+def test_a_state_at_an_epochs_end_is_the_same_however_it_was_reached() -> None:
+    """What earlier releases saved: an epoch ends when the next prompt is asked for."""
+    one, two = PromptSampler(dataset(4), 0), PromptSampler(dataset(4), 0)
+    one.advance(8)
+    two.advance(3)
+    two.advance(5)
+    two.advance(0)
+    assert one.state() == two.state() == one.state() | {"epoch": 1, "position": 4}
 
 
 def test_order_depends_on_epoch_and_seed() -> None:

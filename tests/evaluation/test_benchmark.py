@@ -14,7 +14,7 @@ from megatron_cgrpo.evaluation.benchmark import Benchmark
 from megatron_cgrpo.rollout.protocol import GenerateRequest
 from megatron_cgrpo.tasks.misconceptions.task import MisconceptionsTask
 from megatron_cgrpo.tasks.misconceptions.tokenizer import write_tokenizer
-from megatron_cgrpo.types import Completion, FinishReason, Prompt
+from megatron_cgrpo.types import Completion, FinishReason, Prompt, VersionSpan
 
 ROLLOUT = RolloutConfig(max_response_tokens=33, temperature=0.7)
 CORRECT = [0, 1, 3, 4]
@@ -38,7 +38,7 @@ class Scripted:
         wrong = str((int(right) + 1) % 10)
         answers = [wrong] * (request.n - self._correct[index]) + [right] * self._correct[index]
         tokens = [self._encode(f"\\boxed{{{answer}}}") for answer in answers]
-        return [Completion(ids, [0.0] * len(ids), FinishReason.STOP, 5) for ids in tokens]
+        return [Completion(ids, [0.0] * len(ids), FinishReason.STOP, (VersionSpan(5, len(ids)),)) for ids in tokens]
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,7 @@ class Echo:
             raise RuntimeError("the engine died")
         self.asked.append(prompt.id)
         ids = self._encode(rf"\boxed{{{prompt.question[-1]}}}")
-        return [Completion(ids, [0.0] * len(ids), FinishReason.STOP, 0)] * request.n
+        return [Completion(ids, [0.0] * len(ids), FinishReason.STOP)] * request.n
 
 
 @pytest.fixture

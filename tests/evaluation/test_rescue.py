@@ -41,7 +41,8 @@ class Model:
         right = self.tokenizer.decode((self.task.solution(prompt) or [])[:-1])
         if language.ATTEMPT not in text:
             self.attempts.append(request)
-            answers = [wrong] * (request.n - (index == SOLVED)) + [right] * (index == SOLVED)
+            assert request.key is not None
+            answers = [right if index == SOLVED and request.key.index == SAMPLES - 1 else wrong]
         else:
             self.refinements.append(text)
             told = language.RIGHT_ANSWER in text
@@ -51,7 +52,7 @@ class Model:
             elif index == LEAKING and told:
                 answers = [f"\\boxed{{{prompt.answer}}}"]
         ids = [self.tokenizer.encode(answer) for answer in answers]
-        return [Completion(i, [-0.5] * len(i), FinishReason.STOP, 0) for i in ids]
+        return [Completion(i, [-0.5] * len(i), FinishReason.STOP) for i in ids]
 
 
 def recipe(kind: str) -> Recipe:
@@ -87,7 +88,7 @@ def test_only_questions_that_failed_in_all_answers_are_taken(rescued: tuple[dict
 
 def test_every_kind_criticises_the_same_answers_once_each(rescued: tuple[dict[str, Any], Model]) -> None:
     _, model = rescued
-    assert len(model.attempts) == 5, "no problem is answered again for another kind"
+    assert len(model.attempts) == 5 * SAMPLES, "no problem is answered again for another kind"
     assert len(model.refinements) == 4 * SAMPLES * len(KINDS)
     by_critique = [text.split(language.CRITIQUE)[1].split(language.ANSWER)[0] for text in model.refinements]
     assert by_critique.count(language.WRONG) == 4 * SAMPLES

@@ -50,9 +50,10 @@ class Model:
         elif language.CRITIQUE in text:
             texts = [right if refined else wrong]
         else:
-            texts = [right] * correct + [wrong] * (request.n - correct)
+            assert request.key is not None
+            texts = [right if request.key.index < correct else wrong]
         ids = [self.tokenizer.encode(text) for text in texts]
-        return [Completion(i, [-0.5] * len(i), FinishReason.STOP, 0) for i in ids]
+        return [Completion(i, [-0.5] * len(i), FinishReason.STOP) for i in ids]
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from megatron_cgrpo.observe.rollouts import GroupDetails, RefinementDetails, TrainedText, write_rollouts
-from megatron_cgrpo.types import Completion, Critique, FinishReason, Group, Origin, Prompt, Sample, Verdict
+from megatron_cgrpo.types import Completion, Critique, FinishReason, Group, Origin, Prompt, Sample, Verdict, VersionSpan
 
 
 def sample(text: str, reward: float, **fields: object) -> Sample:
     finish = FinishReason.LENGTH if reward == 0 else FinishReason.STOP
-    completion = Completion([5] * len(text), [-0.5] * len(text), finish, weight_version=3)
+    completion = Completion(
+        [5] * len(text), [-0.5] * len(text), finish, (VersionSpan(3, 1), VersionSpan(4, len(text) - 1))
+    )
     verdict = Verdict(reward, "correct" if reward else "truncated")
     return Sample(Origin.ROLLOUT, completion, text, verdict, seed=7, **fields)  # type: ignore[arg-type]
 
@@ -20,12 +22,12 @@ def group() -> Group:
     critique = Critique("cot", "step 1 is wrong", [1, 2], False, generated_tokens=2, failures=("timeout",))
     refinement = sample("ü=4", 1.0, parent=1, critique=critique)
     return Group(
-        Prompt("p-1", "2+2", [9], "4"), [sample("3", 0.0), sample("55", 0.0)], [refinement], [0], {"timeout": 1}
+        Prompt("p-1", "2+2", [9], "4"), [sample("33", 0.0), sample("555", 0.0)], [refinement], [0], {"timeout": 1}
     )
 
 
 def details() -> GroupDetails:
-    prompt = "2+2 attempt: 55 critique: step 1 is wrong"
+    prompt = "2+2 attempt: 555 critique: step 1 is wrong"
     return GroupDetails(
         [TrainedText("refinement", 2, "2+2", 3, 0.75)], [RefinementDetails(prompt, -2.5, -0.5, True, False)]
     )
@@ -37,6 +39,7 @@ def test_a_group_is_one_line_with_everything_that_happened(tmp_path: Path) -> No
     first, second = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     assert first == second
     shared = {"version": 3, "seed": 7}
+    failed = {"cause": "truncated", "finish": "length"}
     assert first == {
         "step": 12,
         "id": "p-1",
@@ -44,8 +47,8 @@ def test_a_group_is_one_line_with_everything_that_happened(tmp_path: Path) -> No
         "answer": "4",
         "failed": True,
         "responses": [
-            {"text": "3", "reward": 0.0, "cause": "truncated", "finish": "length", "tokens": 1, **shared},
-            {"text": "55", "reward": 0.0, "cause": "truncated", "finish": "length", "tokens": 2, **shared},
+            {"text": "33", "reward": 0.0, "versions": [[3, 1], [4, 1]], "tokens": 2, **failed, **shared},
+            {"text": "555", "reward": 0.0, "versions": [[3, 1], [4, 2]], "tokens": 3, **failed, **shared},
         ],
         "refinements": [
             {
@@ -54,6 +57,7 @@ def test_a_group_is_one_line_with_everything_that_happened(tmp_path: Path) -> No
                 "cause": "correct",
                 "finish": "stop",
                 "tokens": 3,
+                "versions": [[3, 1], [4, 2]],
                 **shared,
                 "parent": 1,
                 "critique": {
@@ -63,7 +67,7 @@ def test_a_group_is_one_line_with_everything_that_happened(tmp_path: Path) -> No
                     "generated_tokens": 2,
                     "failures": ["timeout"],
                 },
-                "prompt": "2+2 attempt: 55 critique: step 1 is wrong",
+                "prompt": "2+2 attempt: 555 critique: step 1 is wrong",
                 "logp_question": -2.5,
                 "logp_critique": -0.5,
                 "supported": True,

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.rollout import RolloutConfig
+from megatron_cgrpo.launch.placement import anywhere
 from megatron_cgrpo.rollout.engine_spec import EngineSpec, engine_spec
 from megatron_cgrpo.rollout.pool import EnginePool
 from megatron_cgrpo.rollout.ray_engine import start_engines
@@ -55,9 +56,9 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pool(cluster: None, spec: EngineSpec) -> EnginePool:
-    return start_engines(spec, 2)
+    return start_engines(spec, anywhere(2, 1, gpu=False))
 
 
 @pytest.fixture(scope="module")
 def client(pool: EnginePool, spec: EngineSpec) -> WeightClient:
-    return WeightClient([engine.handle for engine in pool.engines], spec.tensor_parallel)
+    return WeightClient([engine.handle for engine in pool.engines], spec.tensor_parallel, spec.progress_timeout_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 
 from megatron_cgrpo.config.algorithm import AlgorithmConfig
 from megatron_cgrpo.config.critic import CriticConfig
@@ -12,7 +13,7 @@ from megatron_cgrpo.config.rollout import RolloutConfig
 from megatron_cgrpo.critique.api import ApiWriter
 from megatron_cgrpo.critique.build import build_critics
 from megatron_cgrpo.critique.generated import Writer
-from megatron_cgrpo.rollout.collect import Collector
+from megatron_cgrpo.rollout.collect import Collected, Collector
 from megatron_cgrpo.rollout.critique_writer import EngineWriter
 from megatron_cgrpo.rollout.protocol import GenerateRequest, Generator
 from megatron_cgrpo.types import Completion, FinishReason, Group, Prompt, Verdict
@@ -65,7 +66,7 @@ class RandomOrderGenerator:
             digits = [int(chr(request.prompt_ids[5]))]  # REFINE, two prompt tokens, digit, EOS, critique
         else:
             digits = [random.Random(request.seed + k).randrange(10) for k in range(request.n)]
-        return [Completion([digit + 10, EOS], [-1.0, -0.1], FinishReason.STOP, 4) for digit in digits]
+        return [Completion([digit + 10, EOS], [-1.0, -0.1], FinishReason.STOP) for digit in digits]
 
 
 def decode(token_ids: list[int]) -> str:
@@ -94,10 +95,15 @@ def make_recipe(**changes: object) -> Recipe:
 
 def collect(
     recipe: Recipe, order_seed: int = 0, step: int = 3, task: DigitTask | None = None
-) -> tuple[list[Group], Collector, RandomOrderGenerator]:
+) -> tuple[list[Group], Collected, RandomOrderGenerator]:
     generator = RandomOrderGenerator(order_seed)
-    collector = make_collector(generator, recipe, task=task)
-    return asyncio.run(collector.collect(PROMPTS, step)), collector, generator
+    collected = collect_all(make_collector(generator, recipe, task=task), step)
+    return collected.groups, collected, generator
+
+
+def collect_all(collector: Collector, step: int = 3, prompts: Sequence[Prompt] = PROMPTS) -> Collected:
+    """A group of each of ``prompts``."""
+    return asyncio.run(collector.collect(iter(prompts), len(prompts), step))
 
 
 def make_collector(
@@ -127,7 +133,7 @@ class SelfCritic(RandomOrderGenerator):
             ("", FinishReason.STOP),
         )[request.seed % 5]
         ids = [*encode(text), EOS]
-        return [Completion(ids, [-1.0] * len(ids), reason, 4)]
+        return [Completion(ids, [-1.0] * len(ids), reason)]
 
 
 CAUSES = {2: "no_conclusion", 3: "truncated", 4: "empty"}

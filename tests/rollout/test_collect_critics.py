@@ -10,12 +10,12 @@ from pipeline import (
     CAUSES,
     CRITICISE,
     EOS,
-    PROMPTS,
     REFINE,
     DigitTask,
     RandomOrderGenerator,
     SelfCritic,
     collect,
+    collect_all,
     decode_text,
     encode,
     make_collector,
@@ -25,18 +25,18 @@ from pipeline import (
 from megatron_cgrpo.config.critic import CriticConfig
 from megatron_cgrpo.config.reward import RewardConfig
 from megatron_cgrpo.config.rollout import RolloutConfig
-from megatron_cgrpo.rollout.collect import Collector
+from megatron_cgrpo.rollout.collect import Collected
 from megatron_cgrpo.rollout.protocol import GenerateRequest
 from megatron_cgrpo.rollout.seeds import request_seed
 from megatron_cgrpo.types import FinishReason, Group, Prompt, Verdict
 
 
-def criticised(order_seed: int, retries: int, on_failure: str) -> tuple[list[Group], Collector, SelfCritic]:
+def criticised(order_seed: int, retries: int, on_failure: str) -> tuple[list[Group], Collected, SelfCritic]:
     critic = CriticConfig(source="self", trigger="always", retries=retries, on_failure=on_failure, sees="answer")
     recipe = make_recipe(critic=critic)
     generator = SelfCritic(order_seed)
-    collector = make_collector(generator, recipe)
-    return asyncio.run(collector.collect(PROMPTS, 3)), collector, generator
+    collected = collect_all(make_collector(generator, recipe))
+    return collected.groups, collected, generator
 
 
 def test_the_policy_criticises_through_the_engines_with_seeds_of_its_own() -> None:
@@ -57,7 +57,7 @@ def test_the_policy_criticises_through_the_engines_with_seeds_of_its_own() -> No
 
 
 def test_failed_self_critiques_are_tried_again_with_other_seeds_counted_and_paid_for() -> None:
-    groups, collector, generator = criticised(0, 2, "indicative_gt")
+    groups, collected, generator = criticised(0, 2, "indicative_gt")
     failures: Counter[str] = Counter()
     for group in groups:
         assert [sample.parent for sample in group.refinements] == [0, 1, 2] and not group.dropped_critiques
@@ -72,8 +72,8 @@ def test_failed_self_critiques_are_tried_again_with_other_seeds_counted_and_paid
     assert {sample.critique.kind for group in groups for sample in group.refinements} == {"cot", "indicative_gt"}
     texts = [r for r in generator.requests if r.prompt_ids[0] == CRITICISE]
     generated = sum(len(generator_text(request)) + 1 for request in texts)
-    assert collector.clock.tokens["critique"] == generated
-    assert collector.clock.prompt_tokens["critique"] == sum(len(request.prompt_ids) for request in texts)
+    assert collected.clock.tokens["critique"] == generated
+    assert collected.clock.prompt_tokens["critique"] == sum(len(request.prompt_ids) for request in texts)
     for group in groups:
         assert group.stand_ins == sum(sample.critique.kind == "indicative_gt" for sample in group.refinements)
 
@@ -87,7 +87,7 @@ def test_a_critique_without_room_in_the_context_is_counted_not_sent() -> None:
     rollout = RolloutConfig(max_prompt_tokens=1, max_response_tokens=1, max_critique_tokens=64)
     critic = CriticConfig(source="self", trigger="always", retries=0, on_failure="drop")
     generator = SelfCritic(0)
-    groups = asyncio.run(make_collector(generator, make_recipe(rollout=rollout, critic=critic)).collect(PROMPTS, 3))
+    groups = collect_all(make_collector(generator, make_recipe(rollout=rollout, critic=critic))).groups
     assert all(group.dropped_critiques == {"too_long": 3} for group in groups)
     assert not any(request.prompt_ids[0] == CRITICISE for request in generator.requests)
 
@@ -104,7 +104,7 @@ def test_the_critic_of_a_group_is_that_of_its_step() -> None:
 def test_another_model_may_refine_in_the_policys_place() -> None:
     policy, model = RandomOrderGenerator(0), RandomOrderGenerator(1)
     collector = make_collector(policy, make_recipe(), refiner=model)
-    groups = asyncio.run(collector.collect(PROMPTS, 3))
+    groups = collect_all(collector).groups
     assert groups == collect(make_recipe())[0]
     assert {request.prompt_ids[0] == REFINE for request in policy.requests} == {False}
     assert {request.prompt_ids[0] == REFINE for request in model.requests} == {True}
@@ -114,7 +114,7 @@ def judged_by_critique(on_failure: str) -> list[Group]:
     """The policy's own conclusions train; by its seed a critique concludes rightly, wrongly or not at all."""
     critic = CriticConfig(source="self", trigger="mean_reward_below", retries=0, on_failure=on_failure)
     recipe = make_recipe(critic=critic, reward=RewardConfig(source="critique"))
-    return asyncio.run(make_collector(SelfCritic(0), recipe).collect(PROMPTS, 3))
+    return collect_all(make_collector(SelfCritic(0), recipe)).groups
 
 
 def test_where_critiques_reward_every_response_is_judged_by_its_own() -> None:
@@ -188,7 +188,7 @@ def test_a_template_that_knows_no_verdict_rewards_nothing() -> None:
     recipe = make_recipe(critic=critic, reward=RewardConfig(source="critique"))
     collector = make_collector(SelfCritic(0), recipe, task=FailingVerifier())
     found = {True: 0, False: 0}
-    for group in asyncio.run(collector.collect(PROMPTS, 3)):
+    for group in collect_all(collector).groups:
         for index, sample in enumerate(group.initial):
             if sample.verdict.failed:
                 concluded = request_seed(0, 3, group.prompt.id, "critique", index) % 5 not in CAUSES

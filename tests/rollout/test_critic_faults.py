@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 
 import pytest
 from chat_server import Answer, chat_server, says
-from pipeline import PROMPTS, RandomOrderGenerator, make_collector, make_recipe
+from pipeline import PROMPTS, RandomOrderGenerator, collect_all, make_collector, make_recipe
 
 from megatron_cgrpo.config.critic import ApiConfig, CriticConfig
 from megatron_cgrpo.types import Group
@@ -21,7 +20,8 @@ def collect(base_url: str, on_failure: str, timeout_s: float = 10.0) -> tuple[li
     api = ApiConfig(base_url=base_url, model="judge", retries=0, timeout_s=timeout_s, down_after=100)
     critic = CriticConfig(source="api", trigger="always", retries=1, on_failure=on_failure, api=api)
     collector = make_collector(RandomOrderGenerator(0), make_recipe(critic=critic))
-    return asyncio.run(collector.collect(FEW, 3)), collector.clock.tokens
+    collected = collect_all(collector, prompts=FEW)
+    return collected.groups, collected.clock.tokens
 
 
 def check(groups: list[Group], cause: str, on_failure: str) -> None:

@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 
 import pytest
-from pipeline import CRITICISE, PROMPTS, REFINE, SelfCritic, make_collector, make_recipe
+from pipeline import PROMPTS, SelfCritic, collect_all, make_collector, make_recipe
 
 from megatron_cgrpo.config.algorithm import AlgorithmConfig
 from megatron_cgrpo.config.critic import CriticConfig
-from megatron_cgrpo.rollout.protocol import GenerateRequest
+from megatron_cgrpo.rollout.protocol import GenerateRequest, RequestKey
 from megatron_cgrpo.trainer.batch import StepRows, build_rows
 from megatron_cgrpo.trainer.step_metrics import rollout_metrics, token_metrics
 from megatron_cgrpo.types import Completion
 
-STEP, UPDATES = 3, 4
+STEP, UPDATES, GROUP_SIZE = 3, 4, 3
 
 
 class OneRight(SelfCritic):
     """The last response to every question is right, so that no group failed and few are uniform."""
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
-        completions = await super().generate(request)
-        if request.prompt_ids[0] not in (CRITICISE, REFINE):
+        [completion] = await super().generate(request)
+        if request.key == RequestKey(STEP, request.key.prompt_id, "generate", GROUP_SIZE - 1):
             right = 10 + (request.prompt_ids[0] - 500) % 10
-            completions[-1] = replace(completions[-1], token_ids=[right, *completions[-1].token_ids[1:]])
-        return completions
+            return [replace(completion, token_ids=[right, *completion.token_ids[1:]])]
+        return [completion]
 
 
 def step(critic: CriticConfig, refinements: int, order: int) -> tuple[StepRows, dict[str, float], int]:
     """The rows, the metrics, and how many requests that took."""
-    algorithm = AlgorithmConfig(group_size=3, refinements=refinements)
+    algorithm = AlgorithmConfig(group_size=GROUP_SIZE, refinements=refinements)
     recipe = make_recipe(algorithm=algorithm, critic=critic)
     generator = OneRight(order)
-    collector = make_collector(generator, recipe)
-    groups = asyncio.run(collector.collect(PROMPTS, STEP))
+    collected = collect_all(make_collector(generator, recipe), STEP)
+    groups = collected.groups
     rows = build_rows(groups, algorithm, UPDATES, recipe.rollout.max_response_tokens)
-    return rows, rollout_metrics(groups) | token_metrics(collector.clock, 0), len(generator.requests)
+    return rows, rollout_metrics(groups) | token_metrics(collected.clock, 0), len(generator.requests)
 
 
 @pytest.mark.parametrize("source", ["program", "self"])

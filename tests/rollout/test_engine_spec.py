@@ -40,6 +40,7 @@ SHARED = {
     "generation_config": "vllm",
     "worker_extension_cls": "megatron_cgrpo.rollout.vllm_worker.WorkerExtension",
     "disable_log_stats": True,
+    "scheduling_policy": "priority",
     "kv_cache_memory_bytes": 256 * 2**20,
 }
 
@@ -60,7 +61,18 @@ def test_arguments_on_gpu() -> None:
         "weight_transfer_config": {"backend": "nccl"},
         "enable_prefix_caching": True,
         "gpu_memory_utilization": 0.85,
+        "enable_sleep_mode": False,
     }
+
+
+def test_colocated_engines_can_sleep_and_take_weights_from_the_same_gpu() -> None:
+    rollout = RECIPE.rollout.model_copy(update={"placement": "colocated"})
+    recipe = RECIPE.model_copy(update={"rollout": rollout})
+    on_gpu = engine_args(engine_spec(recipe, Path("/models/qwen"), cuda=True))
+    assert on_gpu["enable_sleep_mode"] and on_gpu["weight_transfer_config"] == {"backend": "ipc"}
+    on_cpu = engine_args(engine_spec(recipe, Path("/models/qwen"), cuda=False))
+    assert on_cpu == engine_args(engine_spec(RECIPE, Path("/models/qwen"), cuda=False)), "vLLM sleeps on GPUs only"
+    assert not critic_engine_spec(recipe, Path("/models/judge"), cuda=True).colocated
 
 
 @pytest.mark.parametrize("cuda", [False, True])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_qwen3 import tiny_qwen3
 
+from megatron_cgrpo.launch.placement import anywhere
 from megatron_cgrpo.rollout.engine_spec import EngineSpec
 from megatron_cgrpo.rollout.protocol import GenerateRequest
 from megatron_cgrpo.rollout.ray_engine import start_engines
@@ -35,7 +36,7 @@ def test_own_weights_are_served_from_the_start_and_after_a_restart(
     while len(tokens) < len(PROMPT) + 24 and EOS not in tokens[len(PROMPT) :]:
         with torch.no_grad():
             tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
-    pool = start_engines(replace(spec, model_dir=str(weights_dir), own_weights=True), 1)
+    pool = start_engines(replace(spec, model_dir=str(weights_dir), own_weights=True), anywhere(1, 1, gpu=False))
     request = GenerateRequest(PROMPT, 1, 0, 24, temperature=0)
 
     async def before_and_after_a_restart() -> list[Completion]:

@@ -3,35 +3,65 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
+from pathlib import Path
 
 import pytest
 
+from megatron_cgrpo.config.rollout import StagesConfig
+from megatron_cgrpo.observe.chrome_trace import from_chrome
+from megatron_cgrpo.observe.trace import Tracer
 from megatron_cgrpo.rollout.pool import EnginePool
-from megatron_cgrpo.rollout.protocol import EngineDied, EngineNotReady, GenerateRequest
+from megatron_cgrpo.rollout.protocol import (
+    EngineDied,
+    EngineNotReady,
+    EngineStartError,
+    GenerateRequest,
+    RequestKey,
+)
 from megatron_cgrpo.types import Completion, FinishReason
 
 
 class ScriptedEngine:
-    """Answers with its request's seed as the token, once ``gate`` is open; ``failures`` are raised first."""
+    """Answers with its request's seed as the token, once ``gate`` is open; ``failures`` are raised first.
+
+    ``weights`` are there from the start, until ``restart``.
+    """
 
     def __init__(self, *failures: Exception) -> None:
         self.failures = list(failures)
-        self.gate = asyncio.Event()
-        self.gate.set()
+        self.gate, self.weights, self.starts = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        for event in (self.gate, self.weights, self.starts):
+            event.set()
         self.served: list[int] = []
-        self.restarts = self.shutdowns = 0
+        self.restarts = self.shutdowns = self.sleeps = self.given_up = 0
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
+        if not self.weights.is_set():
+            raise EngineNotReady("push first")
         self.served.append(request.seed)
         if self.failures:
             raise self.failures.pop(0)
-        await self.gate.wait()
-        return [Completion([request.seed + k], [0.0], FinishReason.STOP, 1) for k in range(request.n)]
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+        return [Completion([request.seed + k], [0.0], FinishReason.STOP) for k in range(request.n)]
 
     async def restart(self) -> None:
         self.restarts += 1
+        self.weights.clear()
 
-    async def ready(self) -> None: ...
+    async def ready(self) -> None:
+        await self.starts.wait()
+
+    async def serving(self) -> None:
+        await self.weights.wait()
+
+    async def sleep(self) -> None:
+        self.sleeps += 1
 
     async def shutdown(self) -> None:
         self.shutdowns += 1
@@ -41,8 +71,13 @@ def request(seed: int, max_tokens: int = 10) -> GenerateRequest:
     return GenerateRequest([1], 1, seed, max_tokens)
 
 
-def make_pool(*engines: ScriptedEngine, progress_timeout_s: float = 60.0) -> EnginePool:
-    return EnginePool(engines, progress_timeout_s, start_timeout_s=60.0)
+def make_pool(*engines: ScriptedEngine, progress_timeout_s: float = 60.0, start_timeout_s: float = 60.0) -> EnginePool:
+    return EnginePool(engines, progress_timeout_s, start_timeout_s)
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 def test_requests_go_where_the_fewest_tokens_are_outstanding() -> None:
@@ -54,8 +89,7 @@ def test_requests_go_where_the_fewest_tokens_are_outstanding() -> None:
         calls = []
         for seed, tokens in enumerate([100, 30, 30, 30, 30]):
             calls.append(asyncio.create_task(pool.generate(request(seed, tokens))))
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+            await settled()
         first.gate.set()
         second.gate.set()
         await asyncio.gather(*calls)
@@ -70,32 +104,119 @@ def test_a_request_survives_the_death_of_its_engine() -> None:
         pool = make_pool(dying, healthy)
         [completion] = await pool.generate(request(7))
         assert completion.token_ids == [7]
-        assert (dying.restarts, pool.lost) == (1, 1)
+        assert (dying.restarts, pool.lost, pool.stranded) == (1, 1, False)
         await pool.generate(request(8))
-        assert dying.served == [7] and healthy.served == [7, 8], "a lost engine gets nothing before recover"
         await pool.recover()
         await pool.generate(request(9))
-        assert dying.served == [7, 9]
+        await settled()
+        assert dying.served == [7] and healthy.served == [7, 8, 9], "nothing before the push after recover"
+        dying.weights.set()
+        await settled()
+        await pool.generate(request(10))
+        assert dying.served == [7, 10]
 
     asyncio.run(run())
 
 
-def test_when_every_engine_is_lost_the_error_says_what_to_do() -> None:
+def test_when_every_engine_is_lost_requests_wait_for_recover_and_a_push() -> None:
     async def run() -> None:
-        pool = make_pool(ScriptedEngine(EngineDied("a")), ScriptedEngine(EngineDied("b")))
-        with pytest.raises(EngineDied, match=r"2 of 2 lost; last error: b.*recover the pool and push weights"):
-            await pool.generate(request(0))
+        class Mortal(ScriptedEngine):
+            """Dies of its first requests."""
+
+            async def generate(self, request: GenerateRequest) -> list[Completion]:
+                if not self.restarts:
+                    raise EngineDied("gone")
+                return await super().generate(request)
+
+        engines = [Mortal(), Mortal()]
+        pool = make_pool(*engines)
+        calls = [asyncio.create_task(pool.generate(request(seed))) for seed in range(5)]
+        await settled()
+        assert pool.stranded and pool.lost == 2 and not any(call.done() for call in calls)
+        await pool.recover()
+        await settled()
+        assert not pool.stranded and not any(call.done() for call in calls), "there are no weights yet"
+        engines[1].weights.set()
+        results = await asyncio.gather(*calls)
+        assert [completion.token_ids for [completion] in results] == [[seed] for seed in range(5)]
+        assert [engine.restarts for engine in engines] == [1, 1]
+        assert engines[0].served == [], "it still has no weights"
 
     asyncio.run(run())
 
 
-def test_an_engine_without_weights_is_an_error_not_a_death() -> None:
+def test_waiting_goes_on_in_another_event_loop() -> None:
+    pool = make_pool(ScriptedEngine(EngineDied("a")))
+
+    async def given_up() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await pool.generate(request(0))
+        await pool.recover()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await pool.generate(request(0))
+
+    async def again() -> list[Completion]:
+        [engine] = pool.engines
+        assert isinstance(engine, ScriptedEngine)
+        engine.weights.set()
+        return await pool.generate(request(1))
+
+    asyncio.run(given_up())
+    assert asyncio.run(again())[0].token_ids == [1]
+
+
+def test_an_engine_without_weights_is_an_error_before_the_first_push() -> None:
     async def run() -> None:
         engine = ScriptedEngine(EngineNotReady("push first"))
         pool = make_pool(engine)
         with pytest.raises(EngineNotReady, match="push first"):
             await pool.generate(request(0))
-        assert engine.restarts == 0
+        assert (engine.restarts, pool.lost) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_lost_its_weights_unnoticed_waits_for_the_next_push_without_a_restart() -> None:
+    async def run() -> None:
+        engine = ScriptedEngine()
+        pool = make_pool(engine)
+        await pool.generate(request(0))
+        engine.failures.append(EngineNotReady("a push failed"))
+        call = asyncio.create_task(pool.generate(request(1)))
+        await settled()
+        assert pool.stranded and engine.restarts == 0
+        await pool.recover()
+        assert (await call)[0].token_ids == [1]
+
+    asyncio.run(run())
+
+
+def test_late_news_of_an_earlier_death_does_not_kill_the_engine_again() -> None:
+    async def run() -> None:
+        class Late(ScriptedEngine):
+            """Reports its death at once to the first request, and to the second when it lives again."""
+
+            async def generate(self, request: GenerateRequest) -> list[Completion]:
+                if len(self.served) == 1:
+                    self.served.append(request.seed)
+                    await self.gate.wait()
+                    raise EngineDied("gone")
+                return await super().generate(request)
+
+        engine = Late(EngineDied("gone"))
+        engine.gate.clear()
+        pool = make_pool(engine)
+        second = asyncio.create_task(pool.generate(request(0)))
+        first = asyncio.create_task(pool.generate(request(1)))
+        await settled()
+        assert pool.stranded and engine.restarts == 1
+        await pool.recover()
+        engine.weights.set()
+        engine.gate.set()
+        await asyncio.gather(first, second)
+        assert engine.restarts == 1 and pool.lost == 0
 
     asyncio.run(run())
 
@@ -108,6 +229,7 @@ def test_a_stuck_engine_is_replaced_and_restarted_once() -> None:
         results = await asyncio.gather(*(pool.generate(request(seed)) for seed in range(6)))
         assert [completion.token_ids for [completion] in results] == [[seed] for seed in range(6)]
         assert stuck.served and stuck.restarts == 1
+        assert stuck.given_up == len(stuck.served), "it is not left generating"
         assert set(healthy.served) == set(range(6))
 
     asyncio.run(run())
@@ -126,6 +248,106 @@ def test_an_engine_that_keeps_finishing_is_not_stuck() -> None:
         assert engine.restarts == 0
 
     asyncio.run(run())
+
+
+def test_a_death_that_no_request_met_is_found_by_asking() -> None:
+    async def run() -> None:
+        class Dead(ScriptedEngine):
+            async def ready(self) -> None:
+                if not self.restarts:
+                    raise EngineStartError("gone")
+
+        dead, frozen, healthy = Dead(), ScriptedEngine(), ScriptedEngine()
+        frozen.starts.clear()
+        pool = make_pool(dead, frozen, healthy, progress_timeout_s=0.05)
+        await pool.check()
+        assert (dead.restarts, frozen.restarts, healthy.restarts, pool.lost) == (1, 1, 0, 2)
+
+    asyncio.run(run())
+
+
+def test_engines_that_do_not_start_again_in_time_are_an_error_with_a_remedy() -> None:
+    async def run() -> None:
+        engine = ScriptedEngine(EngineDied("gone"))
+        engine.starts.clear()
+        pool = make_pool(engine, start_timeout_s=0.02)
+        call = asyncio.create_task(pool.generate(request(0)))
+        await settled()
+        with pytest.raises(EngineStartError, match="rollout.start_timeout_s=0.02: raise it"):
+            await pool.recover()
+        assert pool.stranded
+        call.cancel()
+
+    asyncio.run(run())
+
+
+def test_engines_sleep_between_requests_only() -> None:
+    async def run() -> None:
+        engine = ScriptedEngine()
+        engine.gate.clear()
+        pool = make_pool(engine)
+        call = asyncio.create_task(pool.generate(request(0)))
+        await settled()
+        with pytest.raises(RuntimeError, match="1 requests are in flight"):
+            await pool.sleep()
+        engine.gate.set()
+        await call
+        await pool.sleep()
+        assert engine.sleeps == 1
+
+    asyncio.run(run())
+
+
+def test_a_stage_is_bounded_over_all_engines_and_taken_by_priority() -> None:
+    async def run() -> None:
+        engines = [ScriptedEngine(), ScriptedEngine()]
+        for engine in engines:
+            engine.gate.clear()
+        stages = StagesConfig.model_validate({"generate": {"max_sequences": 2}})
+        pool = EnginePool(engines, 60, 60, stages)
+        calls = [
+            asyncio.create_task(
+                pool.generate(
+                    GenerateRequest([1], 1, seed, 8, key=RequestKey(1, f"p{seed}", "generate", 0), priority=-seed)
+                )
+            )
+            for seed in range(6)
+        ]
+        await settled()
+        assert sorted(seed for engine in engines for seed in engine.served) == [0, 1]
+        for engine in engines:
+            engine.gate.set()
+        await asyncio.gather(*calls)
+        for engine in engines:
+            later = [seed for seed in engine.served if seed > 1]
+            assert later == sorted(later, reverse=True)
+
+    asyncio.run(run())
+
+
+def test_idleness_is_added_up_over_the_engines() -> None:
+    async def run() -> None:
+        pool = make_pool(ScriptedEngine(), ScriptedEngine())
+        before = pool.idle_seconds()
+        await asyncio.sleep(0.01)
+        assert pool.idle_seconds() - before >= 0.02
+
+    asyncio.run(run())
+
+
+def test_the_timeline_has_a_span_a_request_on_its_engines_track(tmp_path: Path) -> None:
+    async def run() -> None:
+        tracer = Tracer(tmp_path, 0)
+        pool = EnginePool([ScriptedEngine(EngineDied("x")), ScriptedEngine()], 60, 60, tracer=tracer)
+        await pool.generate(GenerateRequest([1], 1, 5, 8, key=RequestKey(3, "p", "refine", 2)))
+        tracer.flush(3)
+
+    asyncio.run(run())
+    [path] = tmp_path.glob("*.json.gz")
+    spans = {span.track: span for span in from_chrome(json.loads(gzip.decompress(path.read_bytes()))).spans}
+    assert spans["engine 0"].args["failed"] == "EngineDied"
+    assert spans["engine 1"].name == "refine"
+    assert spans["engine 1"].args == {"step": 3, "prompt": "p", "index": 2, "tokens": 1}
 
 
 def test_shutdown_reaches_every_engine() -> None:

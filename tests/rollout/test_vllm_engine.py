@@ -17,6 +17,7 @@ import torch
 from tiny_qwen3 import hf_tensors, tiny_qwen3
 from transformers import Qwen3ForCausalLM
 
+from megatron_cgrpo.launch.placement import anywhere
 from megatron_cgrpo.rollout.engine_spec import EngineSpec
 from megatron_cgrpo.rollout.pool import EnginePool
 from megatron_cgrpo.rollout.protocol import EngineDied, EngineNotReady, EngineStartError, GenerateRequest
@@ -27,6 +28,9 @@ from megatron_cgrpo.weights.transfer.file import FileSender
 
 EOS = 1
 PROMPTS = [[5, 6, 7, 8], [20, 21], [9] * 30, [33, 12, 7]]
+LONG = 200
+SEQUENCES = 64
+"""What an engine of the fixture runs at once."""
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +132,71 @@ def test_a_failed_push_closes_the_engines_until_the_next_complete_one(pool: Engi
     bad["model.layers.0.mlp.up_proj.weight"] = torch.zeros(3, 3)
     with pytest.raises(Exception):  # noqa: B017  vLLM raises an assertion of its own
         sender.send(bad.items(), version=5)
-    with pytest.raises(EngineNotReady):
-        generate(pool, GenerateRequest([5], 1, seed=0, max_tokens=4))
+    for engine in pool.engines:
+        with pytest.raises(EngineNotReady, match="the last push failed"):
+            asyncio.run(engine.generate(GenerateRequest([5], 1, seed=0, max_tokens=4)))
     model = tiny_qwen3(seed=6)
     sender.send(hf_tensors(model).items(), version=6)
     [[completion]] = generate(pool, GenerateRequest(PROMPTS[0], 1, 0, 16, temperature=0))
     assert completion.token_ids == greedy_by_transformers(model, PROMPTS[0], 16)
     assert completion.weight_version == 6
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same weights", "other weights"])
+def test_requests_in_flight_survive_a_push_and_say_what_sampled_which_token(
+    pool: EnginePool, sender: FileSender, same: bool
+) -> None:
+    """Long requests run while the weights change; new ones come while the engines are closed, and wait."""
+    before, after = (hf_tensors(tiny_qwen3(seed=8)), hf_tensors(tiny_qwen3(seed=8 if same else 9)))
+    sender.send(before.items(), version=8)
+    requests = [GenerateRequest([10, 11, 12], 1, seed, LONG) for seed in range(24)]
+    undisturbed = generate(pool, *requests)
+
+    async def run() -> tuple[list[list[Completion]], list[Completion]]:
+        calls = [asyncio.create_task(pool.generate(request)) for request in requests]
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        push = asyncio.create_task(asyncio.to_thread(sender.send, after.items(), 9))
+        late = asyncio.create_task(pool.generate(GenerateRequest(PROMPTS[0], 1, 3, 16)))
+        await push
+        return await asyncio.gather(*calls), await late
+
+    results, late = asyncio.run(run())
+    assert late[0].finish_reason in FinishReason
+    mixed = 0
+    for [completion], [alone] in zip(results, undisturbed, strict=True):
+        assert sum(span.tokens for span in completion.versions) == len(completion.token_ids)
+        versions = [span.version for span in completion.versions]
+        assert versions in ([8], [8, 9], [9])
+        assert completion.weight_version == versions[0]
+        mixed += len(versions) == 2
+        old = completion.versions[0].tokens if versions[0] == 8 else 0
+        kept = len(completion.token_ids) if same else old
+        assert completion.token_ids[:kept] == alone.token_ids[:kept]
+        assert completion.logprobs[:kept] == pytest.approx(alone.logprobs[:kept], abs=1e-5)
+    assert mixed > 0, "the test should interrupt something"
+
+
+def test_waiting_requests_are_taken_by_priority(pool: EnginePool, sender: FileSender) -> None:
+    """One engine full of long requests; of those that wait, the urgent ones end first, though they came last."""
+    sender.send(hf_tensors(tiny_qwen3(seed=8)).items(), version=10)
+    engine = pool.engines[0]
+    ended: list[str] = []
+
+    async def ask(name: str, seed: int, tokens: int, priority: int) -> None:
+        await engine.generate(GenerateRequest([10, 11, 12], 1, seed, tokens, priority=priority))
+        ended.append(name)
+
+    async def run() -> None:
+        await asyncio.gather(
+            *(ask("running", seed, LONG, 0) for seed in range(SEQUENCES)),
+            *(ask("patient", seed, 8, 9) for seed in range(SEQUENCES)),
+            *(ask("urgent", seed, 8, 1) for seed in range(SEQUENCES)),
+        )
+
+    asyncio.run(run())
+    place = {name: [index for index, other in enumerate(ended) if other == name] for name in ("patient", "urgent")}
+    assert sum(place["urgent"]) < sum(place["patient"])
+    assert place["urgent"][SEQUENCES // 2] < place["patient"][0]
 
 
 def test_requests_of_a_killed_engine_are_answered_by_the_other_with_the_same_bits(pool: EnginePool) -> None:
@@ -168,8 +230,9 @@ def test_a_dead_engine_core_is_noticed_and_shutdown_leaves_nothing(pool: EngineP
     before = {path.name for path in Path("/dev/shm").iterdir()}
     for core in cores:
         core.kill()
-    with pytest.raises(EngineDied, match="2 of 2 lost"):
-        generate(pool, GenerateRequest(PROMPTS[0], 4, 0, 60))
+    for engine in pool.engines:
+        with pytest.raises(EngineDied):
+            asyncio.run(engine.generate(GenerateRequest(PROMPTS[0], 4, 0, 60)))
     asyncio.run(pool.shutdown())
     psutil.wait_procs(cores, timeout=30)
     assert not [process for process in psutil.Process().children(recursive=True) if is_engine_core(process)]
@@ -185,4 +248,4 @@ def is_engine_core(process: psutil.Process) -> bool:
 
 def test_the_cause_of_a_failed_start_comes_out_of_the_engine_core(cluster: None, spec: EngineSpec) -> None:
     with pytest.raises(EngineStartError, match="did not start: ValueError: Invalid weight transfer backend: pigeon"):
-        start_engines(replace(spec, transfer_backend="pigeon"), 1)
+        start_engines(replace(spec, transfer_backend="pigeon"), anywhere(1, 1, gpu=False))

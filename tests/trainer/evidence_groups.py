@@ -10,14 +10,14 @@ PROMPT = Prompt("p", "7+8", [40, 41], "5")
 
 
 def response(reward: float, tokens: list[int], text: str = "") -> Sample:
-    completion = Completion(tokens, [-0.1] * len(tokens), STOP, 0)
+    completion = Completion(tokens, [-0.1] * len(tokens), STOP)
     return Sample(Origin.ROLLOUT, completion, text, Verdict(reward, ""), 0)
 
 
 def refined(
     reward: float, logprobs: list[float], parent: int, kind: str = "cot", critique: str = "", text: str = ""
 ) -> Sample:
-    completion = Completion(list(range(50, 50 + len(logprobs))), logprobs, STOP, 0)
+    completion = Completion(list(range(50, 50 + len(logprobs))), logprobs, STOP)
     written = Critique(kind, critique, [60, 61], concludes_correct=False)
     return Sample(Origin.REFINEMENT, completion, text, Verdict(reward, ""), 0, parent, written)
 

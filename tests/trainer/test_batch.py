@@ -12,7 +12,7 @@ LIMIT = 10
 
 
 def sample(origin: Origin, reward: float, length: int, token: int) -> Sample:
-    completion = Completion([token] * length, [-0.1 * (i + 1) for i in range(length)], FinishReason.STOP, 3)
+    completion = Completion([token] * length, [-0.1 * (i + 1) for i in range(length)], FinishReason.STOP)
     critique = Critique("cot", "wrong at 2", [90, 91, 92], False) if origin is Origin.REFINEMENT else None
     return Sample(origin, completion, "", Verdict(reward, "x"), seed=0, critique=critique)
 
@@ -90,9 +90,12 @@ def test_a_mini_batch_can_be_empty() -> None:
     assert build_rows([SOLVED, MIXED], config(), 2, LIMIT).mini_batches[0] == []
 
 
-def test_more_updates_than_groups_is_refused() -> None:
-    with pytest.raises(ValueError, match="updates_per_step=4 exceeds the 3 groups"):
-        build_rows(GROUPS, config(), 4, LIMIT)
+def test_a_step_that_found_too_few_groups_has_fewer_updates() -> None:
+    straight = [row for batch in build_rows(GROUPS, config(), 3, LIMIT).mini_batches for row in batch]
+    result = build_rows(GROUPS, config(), 4, LIMIT)
+    assert [row for batch in result.mini_batches for row in batch] == straight
+    assert len(result.mini_batches) == len(result.trained) == 4
+    assert build_rows([], config(), 2, LIMIT).mini_batches == [[], []]
 
 
 def test_every_switch_reaches_the_loss() -> None:
@@ -115,7 +118,7 @@ SUPERVISED = {"advantage": {"baseline": "none"}, "refinement": {"ratio": "on_pol
 
 
 def criticised(parent: int, reward: float, concludes_correct: bool | None, token: int) -> Sample:
-    completion = Completion([token] * 2, [-1.0] * 2, FinishReason.STOP, 3)
+    completion = Completion([token] * 2, [-1.0] * 2, FinishReason.STOP)
     critique = Critique("cot", "", [token + 1] * 3, concludes_correct)
     return Sample(Origin.REFINEMENT, completion, "", Verdict(reward, "x"), 0, parent, critique)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.errors import CheckpointNotWritten, ConfigError
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import SamplerState
@@ -77,22 +79,50 @@ def test_the_policy_is_written_out_of_sight(store: CheckpointStore, save: Save, 
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_000001"]
 
 
-def test_a_crash_while_writing_leaves_the_last_good_one(store: CheckpointStore, save: Save, tmp_path: Path) -> None:
+def test_an_interruption_while_writing_leaves_the_last_good_one(
+    store: CheckpointStore, save: Save, tmp_path: Path
+) -> None:
     good = save(10)
     before = read_manifest(good)
 
-    def crash(directory: Path) -> None:
+    def interrupted(directory: Path) -> None:
         write_policy(directory)
-        raise OSError("no space left on device")
+        raise KeyboardInterrupt
 
     for step in (10, 20):
-        with pytest.raises(OSError, match="no space left"):
-            save(step, write=crash)
+        with pytest.raises(KeyboardInterrupt):
+            save(step, write=interrupted)
         assert store.latest() == good
         assert [path.name for path in (tmp_path / "checkpoints").glob("step_*")] == ["step_000010"]
         assert read_manifest(good) == before
-    assert save(20) == store.latest(), "what the crash left behind is in nobody's way"
+    assert save(20) == store.latest(), "what it left behind is in nobody's way"
     assert read_manifest(store.latest()).files == before.files
+
+
+def test_a_disk_that_does_not_take_it_is_named_and_nothing_is_left(
+    store: CheckpointStore, save: Save, tmp_path: Path
+) -> None:
+    good = save(10)
+
+    def broken(directory: Path) -> None:
+        write_policy(directory)
+        raise OSError(errno.EIO, "Input/output error", str(directory))
+
+    with pytest.raises(CheckpointNotWritten, match="Input/output error.*policy"):
+        save(20, write=broken)
+    assert list((tmp_path / "checkpoints").iterdir()) == [good] and store.latest() == good
+
+
+def test_a_critics_model_is_remembered_and_older_checkpoints_have_none(
+    store: CheckpointStore, model: BaseModel, save: Save
+) -> None:
+    path = save(10)
+    content = json.loads((path / MANIFEST).read_text())
+    del content["critic"]
+    (path / MANIFEST).write_text(json.dumps(content))
+    assert read_manifest(path).critic is None
+    judged = replace(model, critic="fedcba9876543210")
+    assert read_manifest(store.save(20, RECIPE, judged, SAMPLER, write_policy)).critic == "fedcba9876543210"
 
 
 def test_a_directory_without_a_manifest_is_no_checkpoint(store: CheckpointStore, save: Save, tmp_path: Path) -> None:

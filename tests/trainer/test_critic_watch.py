@@ -10,7 +10,7 @@ import pytest
 from megatron_cgrpo.trainer.critic_watch import CriticWatch
 from megatron_cgrpo.types import Completion, Critique, FinishReason, Group, Origin, Prompt, Sample, Verdict
 
-ATTEMPT = Sample(Origin.ROLLOUT, Completion([1], [-1.0], FinishReason.STOP, 0), "", Verdict(0.0, "wrong"), seed=0)
+ATTEMPT = Sample(Origin.ROLLOUT, Completion([1], [-1.0], FinishReason.STOP), "", Verdict(0.0, "wrong"), seed=0)
 FAILED = {"no_program": 2}
 
 

@@ -40,9 +40,9 @@ def test_a_critique_is_trained_on_as_a_critic_would_write_it(ended: bool) -> Non
     attempt = [*encode("1+1=3;"), EOS]
     written = [*encode("Step 1 is wrong, it should be 1+1=2. Conclusion: incorrect [END]"), *([EOS] if ended else [])]
     stop = FinishReason.STOP
-    initial = Sample(Origin.ROLLOUT, Completion(attempt, [], stop, 0), "", Verdict(0.0, "wrong"), 0)
+    initial = Sample(Origin.ROLLOUT, Completion(attempt, [], stop), "", Verdict(0.0, "wrong"), 0)
     critique = Critique("cot", "", written, concludes_correct=False)
-    refinement = Sample(Origin.REFINEMENT, Completion([5], [], stop, 0), "", Verdict(1.0, ""), 0, 0, critique)
+    refinement = Sample(Origin.REFINEMENT, Completion([5], [], stop), "", Verdict(1.0, ""), 0, 0, critique)
     asked, response = CritiqueRows(PROBLEMS.task, "answer", EOS)(Group(prompt, [initial], [refinement]), refinement)
     assert asked == PROBLEMS.task.critique_prompt(prompt, attempt, "answer")
     assert asked != PROBLEMS.task.critique_prompt(prompt, attempt, "nothing")

@@ -25,7 +25,7 @@ def ledger(groups: list[Group], rows: StepRows, question: Logprobs, gamma: float
 
 def test_every_refinement_is_scored_given_the_question_alone() -> None:
     """Selected or not; one without a token is not asked for."""
-    empty = replace(FAILED.refinements[0], completion=Completion([], [], FinishReason.LENGTH, 0))
+    empty = replace(FAILED.refinements[0], completion=Completion([], [], FinishReason.LENGTH))
     groups = [replace(FAILED, refinements=[empty, *FAILED.refinements]), MIXED]
     asked: list[TrainRow] = []
 

@@ -28,20 +28,29 @@ RECIPE = Path(__file__).parents[2] / "examples" / "sandbox.yaml"
 class Engines:
     """Answers everything with one token."""
 
-    lost = 0
+    lost, stranded = 0, False
+    engines = ("one",)
+
+    def idle_seconds(self) -> float:
+        return 0.0
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
-        return [Completion([1], [-1.0], FinishReason.STOP, 0)] * request.n
+        return [Completion([1], [-1.0], FinishReason.STOP)] * request.n
 
 
 async def broken(*_: Any) -> Verdict:
     return Verdict(0.0, "error:worker")
 
 
-def test_a_step_without_verdicts_ends_the_run_saved_and_its_prompts_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = load_recipe(RECIPE, ["critic.kind=none", "task.train_problems=64", "task.test_problems=4"])
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_a_step_without_verdicts_ends_the_run_saved_and_its_prompts_come_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, staleness: int
+) -> None:
+    settings = ["critic.kind=none", "task.train_problems=64", "task.test_problems=4", f"train.staleness={staleness}"]
+    recipe = load_recipe(RECIPE, [*settings, "algorithm.refinements=0"])
     saved: list[tuple[int, Any]] = []
     record = SimpleNamespace(
+        directory=tmp_path,
         last_step=3,
         last_saved=2,
         has_base_evaluation=True,
@@ -51,7 +60,7 @@ def test_a_step_without_verdicts_ends_the_run_saved_and_its_prompts_come_again(m
     with Problems.load(recipe) as problems, StopSignal() as stop:
         monkeypatch.setattr(problems.task, "verify", broken)
         sampler = PromptSampler(problems.train, recipe.seed)
-        sampler.next(5)
+        sampler.advance(5)
         before = sampler.state()
         # An actor that can do nothing but give its weights away: it must not be asked to train.
         actor = cast(ActorGroup, SimpleNamespace(push=lambda *_, **__: None, save=None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,28 @@ def test_resuming_forgets_what_came_after_the_checkpoint(interrupted: Path) -> N
         record.step({"step": 3, "lr": 0.5})
         assert record.metrics()[0] == {"step": 0, "eval.pass_at_1": 0.25}
         assert record.metrics()[-1] == {"step": 3, "lr": 0.5}
+
+
+def test_resuming_with_another_critics_model_is_refused(tmp_path: Path) -> None:
+    for name in ("model", "critic", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"name": name}))
+
+    def asking(name: str) -> Recipe:
+        return recipe(tmp_path / "run", critic={"source": "model", "model": {"path": str(tmp_path / name)}})
+
+    with open_record(asking("critic"), resume=False) as record:
+        record.starts_from(tmp_path / "model")
+        record.base_evaluation({})
+        record.step({"step": 1})
+        record.save_checkpoint(1, sampler(7), write_policy)
+    with open_record(asking("critic"), resume=True) as record:
+        record.starts_from(tmp_path / "model")
+    with (
+        open_record(asking("other"), resume=True) as record,
+        pytest.raises(ConfigError, match=r"critic.model.path=.*other"),
+    ):
+        record.starts_from(tmp_path / "model")
 
 
 def test_resuming_without_a_checkpoint_starts_over(tmp_path: Path) -> None:

@@ -13,11 +13,10 @@ from test_problems import TASK, write_model
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.critique.protocol import CritiqueRequest
-from megatron_cgrpo.rollout.protocol import GenerateRequest
+from megatron_cgrpo.rollout.protocol import GenerateRequest, RequestKey
 from megatron_cgrpo.tasks.misconceptions.tokenizer import vocabulary
 from megatron_cgrpo.trainer.critics import Critics
 from megatron_cgrpo.trainer.problems import Problems
-from megatron_cgrpo.trainer.system import System
 from megatron_cgrpo.types import Completion, Critique, FinishReason, Verdict
 
 CORRECT = "Every step is right. Conclusion: correct [END]"
@@ -34,7 +33,7 @@ class Engines:
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         self.requests.append(request)
         ids = PROBLEMS.tokenizer.encode(CORRECT)
-        return [Completion(ids, [-1.0] * len(ids), FinishReason.STOP, 0)]
+        return [Completion(ids, [-1.0] * len(ids), FinishReason.STOP)]
 
 
 def recipe(policy: Path | None = None, **critic: object) -> Recipe:
@@ -55,13 +54,14 @@ def ask(critics: Critics) -> object:
 @pytest.mark.parametrize(("source", "asked"), [("self", [1, 0]), ("model", [0, 1])])
 def test_engines_of_the_policy_or_of_the_critic_are_asked(source: str, asked: list[int]) -> None:
     policy, judge = Engines(), Engines()
-    critics = Critics(recipe(source=source), PROBLEMS, System(None, policy, judge))
+    critics = Critics(recipe(source=source), PROBLEMS, policy, judge)
     ids = PROBLEMS.tokenizer.encode(CORRECT)
     outcome = ask(critics)
     assert [len(engines.requests) for engines in (policy, judge)] == asked
     [request] = policy.requests + judge.requests
     expected = PROBLEMS.task.critique_prompt(PROMPT, PROBLEMS.tokenizer.encode("1+1=2"), "nothing")
-    assert request == GenerateRequest(expected, 1, 5, 16, 1.0)
+    key = RequestKey(0, PROMPT.id, "critique", 0)
+    assert request == GenerateRequest(expected, 1, 5, 16, 1.0, key, request.priority)
     assert outcome == Critique("cot", CORRECT, ids, True, len(ids), prompt_tokens=len(expected))
     assert critics.take_metrics() == {}
 
@@ -71,7 +71,7 @@ def test_a_server_is_asked_in_words_and_its_cost_is_a_metric() -> None:
         return recipe(source="api", sees="answer", api={"base_url": server.base_url, "model": "judge", "price_out": 50})
 
     with chat_server(lambda body, number: says(CORRECT)) as server:
-        critics = Critics(of(server), PROBLEMS, System(None, Engines()))
+        critics = Critics(of(server), PROBLEMS, Engines(), None)
         outcome = ask(critics)
     assert isinstance(outcome, Critique) and outcome.token_ids == PROBLEMS.tokenizer.encode(CORRECT)
     [body] = server.requests

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
-import string
 import time
 from pathlib import Path
 from random import Random
 
 import pytest
-import tokenizers
 import torch
-import transformers
-from training_runs import SMALL, STEPS, Run
+from own_model import EOS, write_own_problems
+from training_runs import OF_ANY_TASK, STEPS, Run
 
-from megatron_cgrpo.config.model_shape import QWEN2, ModelShape, hf_config
 from megatron_cgrpo.observe.metrics import read_metrics
-from megatron_cgrpo.weights.hf_shapes import hf_shapes
-from megatron_cgrpo.weights.hf_writer import write_hf_directory
-from megatron_cgrpo.weights.random_init import RandomWeights
 
 
 def test_a_run_leaves_what_it_promises(uninterrupted: Run) -> None:
@@ -108,38 +102,8 @@ def test_an_existing_run_is_not_overwritten(folder: Path, cache: Path, uninterru
     assert (uninterrupted.directory / "metrics.jsonl").read_bytes() == metrics
 
 
-@pytest.fixture(scope="module")
-def own_problems(folder: Path) -> list[str]:
-    """Overrides for an untied Qwen2 of one's own and problems from files."""
-    tokens = ["<pad>", "<eos>", *string.printable]
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({token: i for i, token in enumerate(tokens)}))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
-    fast.save_pretrained(folder / "tokenizer")
-    shape = ModelShape(QWEN2, 2, 2, 2, 32, 64, 96, vocab=128, max_positions=512)
-    weights = RandomWeights(shape, seed=3)
-    tensors = ((name, weights.read(name)) for name in hf_shapes(shape))
-    config = hf_config(shape, 1, 0)
-    write_hf_directory(folder / "qwen2", tensors, hf_shapes(shape), torch.float32, config, folder / "tokenizer")
-    for split in ("train", "test"):
-        rows = [{"question": f"{i}+{i}", "answer": str(2 * i % 10)} for i in range(8)]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "question.jinja").write_text("{{ question }}")
-    return [
-        f"model.path={folder / 'qwen2'}",
-        "task.kind=file",
-        f"task.templates.answer={folder / 'question.jinja'}",
-        f"task.train={folder / 'train.jsonl'}",
-        f"task.test={folder / 'test.jsonl'}",
-        "critic.kind=none",
-        "algorithm.refinements=0",
-        "checkpoint.every=0",
-    ]
-
-
-def test_ctrl_c_on_a_model_and_problems_of_ones_own(folder: Path, cache: Path, own_problems: list[str]) -> None:
-    overrides = [override for override in SMALL if not override.startswith("task.")]
-    run = Run(folder, cache, "own", *own_problems, settings=overrides)
+def test_ctrl_c_on_a_model_and_problems_of_ones_own(folder: Path, cache: Path) -> None:
+    run = Run(folder, cache, "own", *write_own_problems(folder), settings=OF_ANY_TASK)
     run.wait_for_step(1)
     run.process.send_signal(signal.SIGINT)
     _, errors = run.process.communicate(timeout=200)
@@ -148,3 +112,23 @@ def test_ctrl_c_on_a_model_and_problems_of_ones_own(folder: Path, cache: Path, o
     lines = read_metrics(run.directory / "metrics.jsonl")
     assert all(line["mismatch.max_abs"] < 1e-4 for line in lines[1:])  # an untied head and QKV biases arrive too
     assert (run.directory / "checkpoints" / f"step_{lines[-1]['step']:06d}" / "manifest.json").is_file()
+
+
+def test_samples_that_never_end_are_cut_off_and_train(folder: Path, cache: Path) -> None:
+    """Dimension 0 of every hidden state is large, and speaks against the end of the sequence."""
+
+    def endless(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name == "model.embed_tokens.weight":
+            tensor[:, 0] = 10.0
+        if name == "lm_head.weight":
+            tensor[EOS, 0] = -100.0
+        return tensor
+
+    own = folder / "endless_model"
+    own.mkdir()
+    run = Run(folder, cache, "endless", *write_own_problems(own, endless), "train.steps=2", settings=OF_ANY_TASK)
+    run.finish()
+    for line in read_metrics(run.directory / "metrics.jsonl")[1:]:
+        assert (line["response.truncated"], line["response.tokens_mean"]) == (1.0, 40.0)
+        assert line["tokens.rollout"] == 8 * 3 * 40 and line["grad_norm"] > 0
+        assert line["mismatch.max_abs"] < 1e-4

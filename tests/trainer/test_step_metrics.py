@@ -16,12 +16,12 @@ STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 
 
 def sample(reward: float, length: int, reason: FinishReason = STOP) -> Sample:
-    return Sample(Origin.ROLLOUT, Completion([0] * length, [], reason, 0), "", Verdict(reward, ""), 0)
+    return Sample(Origin.ROLLOUT, Completion([0] * length, [], reason), "", Verdict(reward, ""), 0)
 
 
 def refinement(reward: float, parent: int, concludes_correct: bool | None) -> Sample:
     critique = Critique("cot", "", [], concludes_correct)
-    completion = Completion([0], [], STOP, 0)
+    completion = Completion([0], [], STOP)
     return Sample(Origin.REFINEMENT, completion, "", Verdict(reward, ""), 0, parent, critique)
 
 
@@ -70,7 +70,7 @@ def test_rollouts() -> None:
 
 
 def test_reference_solutions_earn_no_reward() -> None:
-    solution = Sample(Origin.SOLUTION, Completion([0], [], STOP, -1), "", Verdict(1.0, ""), 0)
+    solution = Sample(Origin.SOLUTION, Completion([0], [], STOP), "", Verdict(1.0, ""), 0)
     metrics = rollout_metrics([Group(PROMPT, [solution])])
     assert metrics == {"groups.total": 1, "groups.failed": 0, "groups.critiqued": 0, "groups.refined": 0}
 
@@ -139,18 +139,19 @@ def test_shares_of_nothing_are_left_out() -> None:
     assert rollout_metrics([UNCRITIQUED])["refinement.questions_refined"] == 0
 
 
-def update(scale: float, rollout: int, refinement: int, norm: float, lr: float) -> GroupUpdate:
+def update(scale: float, rollout: int, refinement: int, norm: float, lr: float, positions: list[int]) -> GroupUpdate:
     """Sums that are ``scale`` times the number of tokens of each source."""
     sums = dict.fromkeys(LOSS_TERMS, scale)
     for source, tokens in (("rollout", rollout), ("refinement", refinement)):
         sums[f"tokens.{source}"] = tokens
         sums |= {f"{key}.{source}": scale * tokens for key in PER_SOURCE}
     sums |= dict.fromkeys(MISMATCH, scale * rollout) | {COMPARED: rollout}
-    return GroupUpdate(sums, {"mismatch.max_abs": scale}, norm, lr, rollout + refinement)
+    return GroupUpdate(sums, {"mismatch.max_abs": scale}, norm, lr, rollout + refinement, positions)
 
 
 def test_updates_are_averaged_over_tokens_and_losses_over_updates() -> None:
-    metrics = update_metrics([update(3.0, 10, 0, norm=1.0, lr=0.2), update(1.0, 30, 5, norm=2.0, lr=0.1)])
+    first = update(3.0, 10, 0, norm=1.0, lr=0.2, positions=[8, 4])
+    metrics = update_metrics([first, update(1.0, 30, 5, norm=2.0, lr=0.1, positions=[20, 18])])
     assert metrics["loss.total"] == metrics["loss.policy"] == 2.0
     assert (metrics["tokens.rollout"], metrics["tokens.refinement"]) == (40, 5)
     assert metrics["ratio.rollout_mean"] == pytest.approx((3 * 10 + 30) / 40)
@@ -158,6 +159,8 @@ def test_updates_are_averaged_over_tokens_and_losses_over_updates() -> None:
     assert metrics["mismatch.kl"] == pytest.approx(60 / 40)
     assert metrics["mismatch.max_abs"] == 3.0
     assert (metrics["grad_norm"], metrics["lr"]) == (1.5, 0.1)
+    assert metrics["packing.padding"] == pytest.approx(5 / 50)
+    assert metrics["packing.balance"] == pytest.approx(50 / (2 * 8 + 2 * 20))
 
 
 def test_a_step_without_an_update_has_no_figures_of_one() -> None:
@@ -177,7 +180,7 @@ def clock() -> StageClock:
 
 def test_collection_is_divided_among_its_stages_and_nothing_is_lost(clock: StageClock) -> None:
     lap = {"time.collect": 6.5, "time.update": 4.0, "time.idle": 0.25, "time.step": 10.75}
-    metrics = time_metrics(lap, clock, update_tokens=20)
+    metrics = time_metrics(lap, clock, seconds=6.0, update_tokens=20)
     assert metrics == {
         "time.generate": 3.0,
         "time.refine": 2.0,
@@ -192,8 +195,26 @@ def test_collection_is_divided_among_its_stages_and_nothing_is_lost(clock: Stage
     assert lap["time.collect"] == 6.5, "the caller's lap is left as it was"
 
 
+def test_of_a_collection_that_was_ahead_a_step_has_what_the_trainer_waited_for(clock: StageClock) -> None:
+    lap = {"time.collect": 1.5, "time.update": 4.0, "time.idle": 0.25, "time.step": 5.75}
+    metrics = time_metrics(lap, clock, seconds=3.0, update_tokens=20)
+    assert metrics == {
+        "time.generate": 3.0 / 4,
+        "time.refine": 2.0 / 4,
+        "time.update": 4.0,
+        "time.idle": 0.25 + 1.0 / 4,
+        "time.step": 5.75,
+        "throughput.engine_tokens_per_s": 100 / (5 / 2),  # it shared half of its time with another collection
+        "throughput.trainer_tokens_per_s": 5.0,
+    }
+    parts = [value for key, value in metrics.items() if key.startswith("time.") and key != "time.step"]
+    assert sum(parts) == metrics["time.step"]
+    never_waited = time_metrics({"time.idle": 0.0, "time.step": 4.0, "time.update": 4.0}, clock, 6.0, 20)
+    assert never_waited["time.generate"] == never_waited["time.refine"] == 0
+
+
 def test_throughput_of_nothing_is_left_out() -> None:
-    metrics = time_metrics({"time.idle": 1.0, "time.step": 1.0}, StageClock(), 0)
+    metrics = time_metrics({"time.idle": 1.0, "time.step": 1.0}, StageClock(), 0.0, 0)
     assert metrics == {"time.idle": 1.0, "time.step": 1.0}
 
 

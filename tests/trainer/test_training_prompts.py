@@ -53,7 +53,7 @@ class ScriptedEngine:
 
     def _completion(self, text: str) -> Completion:
         ids = [self._tokenizer.vocabulary["ÿ"], *self._tokenizer.encode(text), self._tokenizer.eos_token_id]
-        return Completion(ids, [-0.5] * len(ids), FinishReason.STOP, 4)
+        return Completion(ids, [-0.5] * len(ids), FinishReason.STOP)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def step(request: pytest.FixtureRequest, folder: Path) -> Iterator[Step]:
         writer = EngineWriter(engine, task, recipe, tokenizer.decode)
         critics = build_critics(recipe.critic, task, tokenizer.encode, {"self": writer})
         collector = Collector(engine, task, critics.at, recipe, tokenizer.decode)
-        groups = asyncio.run(collector.collect(task.prompts("train"), 1))
+        prompts = task.prompts("train")
+        groups = asyncio.run(collector.collect(iter(prompts), len(prompts), 1)).groups
         yield Step(recipe, tokenizer, task, groups, engine.asked)
 
 

@@ -34,6 +34,7 @@ SMALL = [
     "evaluation.samples=1",
     "evaluation.final_samples=8",
 ]
+OF_ANY_TASK = [setting for setting in SMALL if not setting.startswith("task.")]
 
 
 class Run:

@@ -48,9 +48,23 @@ class Page:
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call("Page.navigate", url=url)
         deadline = time.monotonic() + _START_S
-        while self.evaluate("location.href.startsWith('file:') && document.readyState") != "complete":
+        while self.evaluate(f"location.href === {url!r} && document.readyState") != "complete":
             assert time.monotonic() < deadline, "the page does not load"
             time.sleep(0.05)
+
+    def wait_for(self, condition: str) -> None:
+        """Until a JavaScript expression is true."""
+        deadline = time.monotonic() + _START_S
+        while not self.evaluate(f"Boolean({condition})"):
+            assert time.monotonic() < deadline, f"never true: {condition}"
+            time.sleep(0.05)
+
+    def press(self, key: str) -> None:
+        """As on a keyboard: a character, or the name of a key such as ``Enter`` or ``Tab``."""
+        text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+        code = {"Enter": 13, "Tab": 9, "Escape": 27}.get(key, 0)
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=text, windowsVirtualKeyCode=code)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression, which has to be JSON."""

@@ -1,0 +1,127 @@
+"""Where trainer ranks and engines run: devices reserved together, so that a run has all of them or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from megatron_cgrpo.config.errors import ConfigError
+
+_KEEP_DEVICES = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+"""Stops Ray from hiding every GPU from an actor that asks for none."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one actor runs: Ray's options for it, and what its environment must say."""
+
+    options: dict[str, Any]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a run asks for. Each trainer rank takes a device, each engine ``tensor_parallel`` of one node.
+
+    ``colocated``: rank ``r`` runs on the ``r``-th of the policy engines' devices, of which there are as many as ranks.
+    Critics' engines always have devices of their own.
+    """
+
+    ranks: int
+    engines: int
+    tensor_parallel: int
+    colocated: bool = False
+    critic_engines: int = 0
+    critic_tensor_parallel: int = 1
+
+    @property
+    def devices(self) -> int:
+        return sum(self.bundles)
+
+    @property
+    def bundles(self) -> list[int]:
+        """Devices that have to be on one node together: engines', critics' engines', then ranks'."""
+        alone = [] if self.colocated else [1] * self.ranks
+        return [self.tensor_parallel] * self.engines + [self.critic_tensor_parallel] * self.critic_engines + alone
+
+
+@dataclass(frozen=True)
+class Placement:
+    ranks: list[Place]
+    engines: list[Place]
+    critic_engines: list[Place]
+
+
+def anywhere(count: int, devices: int, gpu: bool) -> list[Place]:
+    """Places that Ray chooses one by one, of ``devices`` GPUs or logical CPUs each."""
+    return [Place(_resources(devices, gpu)) for _ in range(count)]
+
+
+@contextmanager
+def reserved(layout: Layout, gpu: bool, timeout_s: float) -> Iterator[Placement]:
+    """The devices of ``layout``, close together, until the block ends; actors that are left there end with it.
+
+    Raises ConfigError where the cluster has not given them after ``timeout_s``.
+    """
+    kind = "GPU" if gpu else "CPU"
+    group = placement_group([{kind: devices} for devices in layout.bundles], strategy="PACK")
+    try:
+        if not group.wait(timeout_s):
+            raise ConfigError(
+                f"rollout.placement={'colocated' if layout.colocated else 'separate'}: no nodes have {kind}s free in "
+                f"the portions {layout.bundles} after {timeout_s:g} s: lower rollout.tensor_parallel, rollout.engines "
+                "or parallel, or add nodes"
+            )
+        yield _placement(layout, group, gpu)
+    finally:
+        remove_placement_group(group)
+
+
+def _placement(layout: Layout, group: PlacementGroup, gpu: bool) -> Placement:
+    critics = range(layout.engines, layout.engines + layout.critic_engines)
+    critic_engines = [_alone(group, bundle, layout.critic_tensor_parallel, gpu) for bundle in critics]
+    if not layout.colocated:
+        engines = [_alone(group, bundle, layout.tensor_parallel, gpu) for bundle in range(layout.engines)]
+        ranks = [_alone(group, critics.stop + rank, 1, gpu) for rank in range(layout.ranks)]
+        return Placement(ranks, engines, critic_engines)
+    engines = [_guest(group, bundle, layout.tensor_parallel, gpu) for bundle in range(layout.engines)]
+    ranks = [_alone(group, rank // layout.tensor_parallel, 1, gpu) for rank in range(layout.ranks)]
+    return Placement(ranks, engines, critic_engines)
+
+
+def _alone(group: PlacementGroup, bundle: int, devices: int, gpu: bool) -> Place:
+    return Place(_resources(devices, gpu) | _in_bundle(group, bundle))
+
+
+def _guest(group: PlacementGroup, bundle: int, devices: int, gpu: bool) -> Place:
+    """Of a bundle whose devices are counted as the trainer ranks'; GPUs are named, because Ray would hide them."""
+    options = _resources(0, gpu) | _in_bundle(group, bundle)
+    if not gpu:
+        return Place(options)
+    visible = ",".join(_devices(group, bundle, devices))
+    return Place(options, {_KEEP_DEVICES: "1", "CUDA_VISIBLE_DEVICES": visible})
+
+
+def _devices(group: PlacementGroup, bundle: int, count: int) -> list[str]:
+    """The ids of a bundle's GPUs, which nobody uses yet."""
+    probe = ray.remote(_own_gpus).options(**_resources(count, True), **_in_bundle(group, bundle))
+    ids: list[str] = ray.get(probe.remote())
+    return ids
+
+
+def _own_gpus() -> list[str]:
+    return [str(gpu) for gpu in ray.get_gpu_ids()]
+
+
+def _resources(devices: int, gpu: bool) -> dict[str, Any]:
+    return {"num_gpus": devices, "num_cpus": 0} if gpu else {"num_cpus": devices}
+
+
+def _in_bundle(group: PlacementGroup, bundle: int) -> dict[str, Any]:
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)}

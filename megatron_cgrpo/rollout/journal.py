@@ -1,0 +1,165 @@
+"""What the steps in the making have sampled, on disk: an interrupted run asks only for what is missing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from megatron_cgrpo.critique.generated import Draft, Writer
+from megatron_cgrpo.critique.protocol import CritiqueFailure, CritiqueRequest
+from megatron_cgrpo.rollout.protocol import GenerateRequest, Generator, RequestKey
+from megatron_cgrpo.types import NOT_TRAINED, Completion, FinishReason, VersionSpan
+
+logger = logging.getLogger(__name__)
+
+DIRECTORY = "journal"
+FLOAT32 = numpy.dtype("<f4")
+
+
+class Journal:
+    """``step_000012.jsonl``: a line a finished request, written before anybody sees its result.
+
+    A result is found again by its key and by what was asked, so a request that has changed since is made anew. The
+    lines survive the death of the process. What a machine without power loses is asked again, and so is what a damaged
+    line held. A disk that takes no more costs a warning and what it would have saved, not the run.
+    """
+
+    def __init__(self, directory: Path, last_step: int) -> None:
+        """Reads the steps after ``last_step``; those before it are in a checkpoint and go."""
+        self._directory = directory
+        self._kept: dict[tuple[RequestKey, str], Any] = {}
+        self._files: dict[int, FileIO] = {}
+        self._writable = True
+        directory.mkdir(parents=True, exist_ok=True)
+        self.forget(last_step)
+        for path in sorted(directory.glob("step_*.jsonl")):
+            self._read(path)
+
+    def find(self, key: RequestKey, asked: str) -> Any:
+        """What was kept of the request, None for nothing."""
+        return self._kept.get((key, asked))
+
+    def keep(self, key: RequestKey, asked: str, result: Any) -> None:
+        """``result`` is JSON-able. In an uninterrupted run nobody asks for it again, so it is on disk alone."""
+        if not self._writable:
+            return
+        line = json.dumps([key.step, key.prompt_id, key.stage, key.index, asked, result]) + "\n"
+        try:
+            if key.step not in self._files:
+                self._files[key.step] = self._path(key.step).open("ab", buffering=0)
+            if self._files[key.step].write(line.encode()) < len(line):
+                raise OSError("the disk took a part of a line")
+        except OSError as error:
+            self._writable = False  # the next line would join the half one
+            logger.warning(
+                "%s: %s: should the run be interrupted, unfinished steps are sampled again", self._directory, error
+            )
+
+    def forget(self, step: int) -> None:
+        """A checkpoint covers the steps up to ``step``, of which nothing is kept any more."""
+        for covered in [open_step for open_step in self._files if open_step <= step]:
+            self._files.pop(covered).close()
+        for path in self._directory.glob("step_*.jsonl"):
+            if path <= self._path(step):
+                path.unlink()
+        self._kept = {(key, asked): result for (key, asked), result in self._kept.items() if key.step > step}
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _path(self, step: int) -> Path:
+        return self._directory / f"step_{step:06d}.jsonl"
+
+    def _read(self, path: Path) -> None:
+        lines = path.read_bytes().splitlines(keepends=True)
+        for line in lines:
+            try:
+                step, prompt_id, stage, index, asked, result = json.loads(line)
+            except ValueError:
+                continue
+            self._kept[RequestKey(step, prompt_id, stage, index), asked] = result
+        if lines and not lines[-1].endswith(b"\n"):
+            with path.open("ab") as file:
+                file.write(b"\n")  # what is appended must not join a line that was cut short
+
+
+class JournaledGenerator:
+    """A generator that asks ``generator`` only for what ``journal`` does not have; requests without a key pass through.
+
+    ``oldest(step)`` is the oldest version of the weights that may train in a step: what an older one sampled is
+    sampled again. Log-probabilities are rounded to float32, which engines give, so that what is read back is equal.
+    """
+
+    def __init__(self, generator: Generator, journal: Journal, oldest: Callable[[int], int]) -> None:
+        self._generator, self._journal, self._oldest = generator, journal, oldest
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
+        if request.key is None:
+            return await self._generator.generate(request)
+        asked = _digest([request.prompt_ids, request.n, request.seed, request.max_tokens, request.temperature])
+        kept = self._journal.find(request.key, asked)
+        if kept is not None:
+            completions = [_completion(record) for record in kept]
+            if all(self._may_train(completion, request.key.step) for completion in completions):
+                return completions
+        records = [_record(completion) for completion in await self._generator.generate(request)]
+        self._journal.keep(request.key, asked, records)
+        return [_completion(record) for record in records]
+
+    def _may_train(self, completion: Completion, step: int) -> bool:
+        version = completion.weight_version
+        return version == NOT_TRAINED or version >= self._oldest(step)
+
+
+class JournaledWriter:
+    """A writer of critiques that asks ``writer``, a server that wants to be paid, only for what ``journal`` lacks.
+
+    Failures are not kept: a resumed run tries again.
+    """
+
+    def __init__(self, writer: Writer, journal: Journal) -> None:
+        self._writer, self._journal = writer, journal
+
+    async def write(self, request: CritiqueRequest) -> Draft | CritiqueFailure:
+        key = RequestKey(request.step, request.prompt.id, "critique", request.index)
+        asked = _digest([request.response_ids, request.seed])
+        kept = self._journal.find(key, asked)
+        if kept is not None:
+            return Draft(**kept)
+        draft = await self._writer.write(request)
+        if isinstance(draft, Draft):
+            self._journal.keep(key, asked, vars(draft))
+        return draft
+
+
+def _digest(asked: list[Any]) -> str:
+    return hashlib.blake2b(json.dumps(asked).encode(), digest_size=16).hexdigest()
+
+
+def _record(completion: Completion) -> dict[str, Any]:
+    """JSON-able. Four bytes a log-probability, which keep all bits of what engines give."""
+    return {
+        "tokens": completion.token_ids,
+        "logprobs": base64.b64encode(numpy.asarray(completion.logprobs, FLOAT32).tobytes()).decode(),
+        "finish": str(completion.finish_reason),
+        "versions": [[span.version, span.tokens] for span in completion.versions],
+    }
+
+
+def _completion(record: dict[str, Any]) -> Completion:
+    return Completion(
+        token_ids=record["tokens"],
+        logprobs=numpy.frombuffer(base64.b64decode(record["logprobs"]), FLOAT32).tolist(),
+        finish_reason=FinishReason(record["finish"]),
+        versions=tuple(VersionSpan(version, tokens) for version, tokens in record["versions"]),
+    )

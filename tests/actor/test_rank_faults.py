@@ -1,0 +1,84 @@
+"""Ranks that fail: on a full disk, by dying, and by not starting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from rank_cases import SPEC, training_rows
+from small_disk import fill, small_disk
+
+from megatron_cgrpo.actor.group import ActorGroup, TrainerDied
+from megatron_cgrpo.actor.policy import PolicySpec
+from megatron_cgrpo.config.errors import CheckpointNotWritten
+from megatron_cgrpo.config.model import ModelConfig
+from megatron_cgrpo.config.model_shape import QWEN2, ModelShape
+from megatron_cgrpo.config.optimizer import OptimizerConfig
+from megatron_cgrpo.config.parallel import ParallelConfig
+from megatron_cgrpo.launch.cluster import ray_cluster
+
+SHAPE = ModelShape(QWEN2, 2, 2, 2, 32, 64, 96, vocab=128, max_positions=512)
+
+
+def start(ranks: int, **options: float) -> ActorGroup:
+    spec = PolicySpec(SHAPE, ModelConfig(), ParallelConfig(tp=ranks), OptimizerConfig(lr=1e-2), 4, seed=1)
+    return ActorGroup(spec, packed=True, micro_batch_tokens=60, threads=1, gpu=False, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with ray_cluster(2):
+        yield
+
+
+@pytest.fixture
+def group() -> Iterator[ActorGroup]:
+    started = start(2)
+    started.initialise(seed=3)
+    started.update(training_rows(), SPEC)  # an optimiser without state cannot be saved
+    yield started
+    started.stop()
+
+
+def test_ranks_that_meet_a_full_disk_train_on_or_are_given_up(group: ActorGroup, tmp_path: Path) -> None:
+    """Whichever rank it hits, and whatever it was writing: nobody waits for ever."""
+    (tmp_path / "room").mkdir()
+    group.save(tmp_path / "room")
+    size = sum(path.stat().st_size for path in (tmp_path / "room").iterdir())
+    with small_disk(tmp_path / "disk", 16) as disk:
+        (disk / "half").mkdir()
+        filler = fill(disk, leave_bytes=size // 2)
+        with pytest.raises(CheckpointNotWritten, match="could not write"):
+            group.save(disk / "half")
+        assert math.isfinite(group.update(training_rows(), SPEC).grad_norm)
+        filler.unlink()
+        (disk / "none").mkdir()
+        fill(disk)
+        with pytest.raises((CheckpointNotWritten, TrainerDied), match="could not write"):
+            group.save(disk / "none")
+
+
+def test_a_dead_rank_is_named_and_nobody_waits_for_it(group: ActorGroup) -> None:
+    ranks = [process for process in psutil.Process().children(recursive=True) if "ray::Worker" in process.name()]
+    ranks[1].kill()
+    with pytest.raises(TrainerDied, match=r"^trainer rank \d died during update: "):
+        group.update(training_rows(), SPEC)
+    with pytest.raises(TrainerDied, match="after a failure"):
+        group.update(training_rows(), SPEC)
+
+
+def test_ranks_that_find_no_place_are_given_up(group: ActorGroup) -> None:
+    with pytest.raises(TrainerDied, match=r"1 trainer rank\(s\) did not start within rollout.start_timeout_s=1: raise"):
+        start(1, start_timeout_s=1.0)
+
+
+def test_a_rank_that_dies_idle_is_no_error_when_it_is_stopped(group: ActorGroup) -> None:
+    for process in psutil.Process().children(recursive=True):
+        if "ray::Worker" in process.name():
+            process.kill()
+    group.stop()
+    assert ray.available_resources()["CPU"] <= 2

@@ -1,0 +1,41 @@
+"""Ways to save time that change no bit of an update."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import save_hf_model
+from ranks import run_ranks
+from update_cases import overlapped, recomputed
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    save_hf_model(directory, "qwen3", False)
+    return directory
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first and first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("parallel", [{"dp": 2}, {"pp": 2, "vpp": 2}])
+def test_gradients_that_are_summed_during_the_backward_pass_give_the_same_weights(
+    model_dir: Path, parallel: dict[str, Any]
+) -> None:
+    after, overlapping = run_ranks(overlapped, 2, str(model_dir), parallel)[0]
+    assert_equal(after, overlapping)
+
+
+@pytest.mark.parametrize("parallel", [{}, {"dp": 2}])
+def test_old_log_probabilities_are_the_current_ones_in_the_first_update(
+    model_dir: Path, parallel: dict[str, Any]
+) -> None:
+    """So a step of one update leaves the pass for them out, also on samples of an older policy."""
+    skipped, computed = run_ranks(recomputed, parallel.get("dp", 1), str(model_dir), parallel)[0]
+    assert_equal(skipped, computed)

@@ -1,0 +1,72 @@
+"""The driver's view of an actor, on real Ray; the actor is not an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+import ray
+from ray.actor import ActorHandle
+
+from megatron_cgrpo.rollout.protocol import EngineDied, EngineNotReady, GenerateRequest
+from megatron_cgrpo.rollout.ray_engine import RayEngine
+
+REQUEST = GenerateRequest([1], 1, 0, 4)
+
+
+class Actor:
+    """Never answers; counts who came and who gave up. ``fails`` says what else it does."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+        self.came = self.given_up = 0
+
+    async def generate(self, request: GenerateRequest) -> None:
+        if self.fails == "not ready":
+            raise EngineNotReady("push first")
+        if self.fails == "dies":
+            os._exit(1)
+        self.came += 1
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+
+    async def counts(self) -> tuple[int, int]:
+        return self.came, self.given_up
+
+
+def start(fails: str = "") -> ActorHandle:
+    return ray.remote(Actor).options(num_cpus=0, max_concurrency=100).remote(fails)
+
+
+async def until(handle: ActorHandle, counts: tuple[int, int]) -> None:
+    async with asyncio.timeout(60):
+        while tuple(await handle.counts.remote()) != counts:
+            await asyncio.sleep(0.01)
+
+
+def test_what_nobody_waits_for_any_more_is_not_generated(cluster: None) -> None:
+    async def run() -> None:
+        handle = start()
+        calls = [asyncio.create_task(RayEngine(handle).generate(REQUEST)) for _ in range(5)]
+        await until(handle, (5, 0))
+        for call in calls[:3]:
+            call.cancel()
+        await until(handle, (5, 3))
+        assert all(call.cancelled() for call in calls[:3]) and not any(call.done() for call in calls[3:])
+        ray.kill(handle)
+        for call in calls[3:]:
+            with pytest.raises(EngineDied):
+                await call
+
+    asyncio.run(run())
+
+
+def test_remote_errors_are_ours(cluster: None) -> None:
+    with pytest.raises(EngineNotReady, match="push first"):
+        asyncio.run(RayEngine(start("not ready")).generate(REQUEST))
+    with pytest.raises(EngineDied, match="the engine's process died"):
+        asyncio.run(RayEngine(start("dies")).generate(REQUEST))

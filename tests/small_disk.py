@@ -1,0 +1,38 @@
+"""A disk that a test may fill."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def small_disk(directory: Path, mib: int) -> Iterator[Path]:
+    """An empty file system of ``mib`` MiB in memory at ``directory``; skips the test where none may be mounted."""
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(directory)]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no file system of its own may be mounted here: {done.stderr.strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+def fill(disk: Path, leave_bytes: int = 0) -> Path:
+    """A file on ``disk`` that leaves so much free; delete it to make room again."""
+    file = disk / "filler"
+    with file.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, free_bytes(disk) - leave_bytes)
+    return file
+
+
+def free_bytes(disk: Path) -> int:
+    status = os.statvfs(disk)
+    return status.f_bavail * status.f_frsize

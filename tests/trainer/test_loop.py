@@ -1,0 +1,128 @@
+"""The whole loop on a system without models: what is asked, trained and written, also when it is cut off."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from stand_ins import StandInEngine, StandInTrainer
+from tiny_sandbox import TINY_SANDBOX
+
+from megatron_cgrpo.actor.group import ActorGroup
+from megatron_cgrpo.config.loading import load_recipe
+from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.data.sampler import PromptSampler
+from megatron_cgrpo.observe.display import PlainDisplay
+from megatron_cgrpo.observe.metrics import is_timing
+from megatron_cgrpo.rollout.pool import EnginePool
+from megatron_cgrpo.trainer.budget import ComputeBudget
+from megatron_cgrpo.trainer.loop import TrainingLoop
+from megatron_cgrpo.trainer.problems import Problems
+from megatron_cgrpo.trainer.record import Record
+from megatron_cgrpo.trainer.signals import StopSignal
+from megatron_cgrpo.trainer.system import System
+
+RECIPE = Path(__file__).parents[2] / "examples" / "sandbox.yaml"
+STEPS, PER_STEP = 5, 4
+
+
+def recipe(directory: Path, *overrides: str) -> Recipe:
+    return load_recipe(
+        RECIPE,
+        [
+            *TINY_SANDBOX,
+            f"run.dir={directory}",
+            f"train.steps={STEPS}",
+            f"train.prompts_per_step={PER_STEP}",
+            "algorithm.group_size=3",
+            "algorithm.kl.coef=0.01",  # what is all wrong trains too
+            "checkpoint.every=2",
+            "evaluation.every=2",
+            "observe.tensorboard=false",
+            "guard.action=off",
+            *overrides,
+        ],
+    )
+
+
+def train(settings: Recipe, engine: StandInEngine, *, resume: bool = False) -> list[dict[str, Any]]:
+    """As ``run.py`` does it, with another system. The run's metrics, without timings."""
+    model = Path(settings.run.dir).parent / "model"
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text("{}")
+    with (
+        Problems.load(settings) as problems,
+        StopSignal() as stop,
+        Record(settings, PlainDisplay(STEPS), resume=resume) as record,
+    ):
+        record.starts_from(model)
+        sampler = PromptSampler(problems.train, settings.seed)
+        if record.manifest is not None:
+            sampler.load_state(record.manifest.sampler)
+        system = System(cast(ActorGroup, StandInTrainer([engine])), EnginePool([engine], 60.0, 60.0))
+        TrainingLoop(settings, system, problems, sampler, record, stop, ComputeBudget(None)).run()
+        return [{key: value for key, value in line.items() if not is_timing(key)} for line in record.metrics()]
+
+
+def ledger(settings: Recipe) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(settings.run.dir) / "prompts.jsonl").read_text().splitlines()]
+
+
+def prompts(settings: Recipe) -> list[str]:
+    """In the order in which they are to be trained on."""
+    with Problems.load(settings) as problems:
+        upcoming = PromptSampler(problems.train, settings.seed).upcoming()
+        return [prompt.id for prompt in islice(upcoming, STEPS * PER_STEP)]
+
+
+def test_a_synchronous_run_samples_from_the_policy_it_trains(tmp_path: Path) -> None:
+    settings = recipe(tmp_path / "run")
+    lines = train(settings, StandInEngine())
+    assert [line["step"] for line in lines] == list(range(STEPS + 1))
+    assert [line["versions"] for line in ledger(settings)] == [[step, step] for step in range(STEPS)]
+    assert {(line["staleness.mean"], line["staleness.max"]) for line in lines[1:]} == {(0, 0)}
+    assert all(("eval.pass_at_1" in line) == (line["step"] in (0, 2, 4, STEPS)) for line in lines)
+    assert any(line["groups.critiqued"] for line in lines[1:]), "or nothing was refined"
+
+
+@pytest.mark.parametrize("staleness", [1, 2])
+def test_a_stale_run_trains_the_same_prompts_on_policies_that_are_not_too_old(tmp_path: Path, staleness: int) -> None:
+    settings = recipe(tmp_path / "run", f"train.staleness={staleness}")
+    lines = train(settings, StandInEngine())
+    assert [prompt for line in ledger(settings) for prompt in line["trained"]] == prompts(settings)
+    for line in ledger(settings):
+        oldest, newest = line["versions"]
+        assert max(0, line["step"] - 1 - staleness) <= oldest <= newest < line["step"]
+    assert max(line["staleness.max"] for line in lines[1:]) <= staleness
+    assert lines[1]["staleness.max"] == 0
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+@pytest.mark.parametrize("sound", [10, 47, 75])
+def test_what_an_interrupted_run_has_sampled_is_not_asked_again(tmp_path: Path, staleness: int, sound: int) -> None:
+    settings = recipe(tmp_path / "run", f"train.staleness={staleness}")
+    first, second = StandInEngine(sound), StandInEngine()
+    with pytest.raises(RuntimeError, match="broken"):
+        train(settings, first)
+    saved = max((int(path.name[-6:]) for path in (tmp_path / "run" / "checkpoints").glob("step_*")), default=0)
+    lines = train(settings, second, resume=True)
+    assert len(first.finished) == sound
+    assert not set(first.finished) & set(second.finished)
+    assert min(key.step for key, _ in second.finished) > saved
+    assert [prompt for line in ledger(settings) for prompt in line["trained"]] == prompts(settings)
+    assert list((tmp_path / "run" / "journal").iterdir()) == [], "the last checkpoint covers every step"
+    if staleness == 0:
+        straight = recipe(tmp_path / "straight")
+        assert lines == train(straight, StandInEngine())
+        assert ledger(settings) == ledger(straight)
+
+
+def test_offline_data_come_from_the_base_and_evaluations_from_the_policy(tmp_path: Path) -> None:
+    settings = recipe(tmp_path / "run", "algorithm.preset=raft", "critic.kind=none", "algorithm.kl.coef=0")
+    engine = StandInEngine()
+    lines = train(settings, engine)
+    assert [line["versions"] for line in ledger(settings)] == [[0, 0]] * STEPS
+    assert not any(key.startswith("staleness.") for line in lines for key in line)

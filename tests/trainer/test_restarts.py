@@ -1,0 +1,87 @@
+"""A run gets over the loss of its processes by itself, and trains what it would have trained without."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from faults import CORE, ENGINE, RANK, check_gone, check_prompts, titled
+from training_runs import SMALL, STEPS, Run
+
+from megatron_cgrpo.actor.group import TrainerDied
+from megatron_cgrpo.launch.cluster import RELEASE_S
+from megatron_cgrpo.rollout.protocol import EngineDied
+from megatron_cgrpo.trainer.restarts import Restarts
+
+
+def kill(process: psutil.Process) -> None:
+    process.kill()
+
+
+def freeze(process: psutil.Process) -> None:
+    process.send_signal(signal.SIGSTOP)
+
+
+@pytest.mark.parametrize(
+    ("title", "fault"),
+    [(RANK, kill), (ENGINE, kill), (CORE, freeze)],
+    ids=["rank killed", "engine killed", "engine core frozen"],
+)
+def test_a_run_goes_on_by_itself_and_trains_the_same(
+    folder: Path,
+    cache: Path,
+    uninterrupted: Run,
+    title: str,
+    fault: Callable[[psutil.Process], None],
+    request: pytest.FixtureRequest,
+) -> None:
+    settings = ["checkpoint.every=2", "rollout.progress_timeout_s=20"]
+    run = Run(folder, cache, request.node.callspec.id.replace(" ", "_"), *settings)
+    run.wait_for_step(1)
+    victim = titled(run.session(), title)[0]
+    fault(victim)
+    run.finish()
+    check_gone(run, RANK, ENGINE, CORE)
+    assert run.session() == [] and not (victim.is_running() and victim.status() != psutil.STATUS_ZOMBIE)
+    assert run.comparable_metrics() == uninterrupted.comparable_metrics()
+    check_prompts(run, SMALL, STEPS)
+
+
+def test_restarts_are_counted_from_the_farthest_step(caplog: pytest.LogCaptureFixture) -> None:
+    restarts = Restarts(2, start_timeout_s=77.0)
+    restarts.serving()
+    lost = TrainerDied("trainer rank 1 died during update: gone")
+    assert restarts.patience_s == RELEASE_S
+    with caplog.at_level(logging.WARNING):
+        for last_step in (5, 5, 7, 7):
+            restarts.spend(lost, last_step, saved=4)
+            assert restarts.patience_s == 77.0
+        for last_step in (4, 7):  # it never gets beyond step 7 again
+            with pytest.raises(TrainerDied, match="rank 1 died"):
+                restarts.spend(lost, last_step, saved=4)
+    assert [record.getMessage() for record in caplog.records] == [
+        "after step 5: trainer rank 1 died during update: gone; restart 1 of 2 from step 4",
+        "after step 5: trainer rank 1 died during update: gone; restart 2 of 2 from step 4",
+        "after step 7: trainer rank 1 died during update: gone; restart 1 of 2 from step 4",
+        "after step 7: trainer rank 1 died during update: gone; restart 2 of 2 from step 4",
+        "run.restarts=2: none is left since step 7",
+        "run.restarts=2: none is left since step 7",
+    ]
+
+
+def test_what_never_came_up_is_not_started_again() -> None:
+    restarts = Restarts(2, start_timeout_s=1.0)
+    with pytest.raises(EngineDied, match="gone"):
+        restarts.spend(EngineDied("gone"), 0, saved=0)
+
+
+def test_without_restarts_the_first_loss_ends_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    restarts = Restarts(0, start_timeout_s=1.0)
+    restarts.serving()
+    with pytest.raises(EngineDied, match="gone"):
+        restarts.spend(EngineDied("gone"), 3, saved=2)
+    assert caplog.records == []
