@@ -10,7 +10,7 @@ from megatron_cgrpo.algorithm.advantages import group_advantages
 from megatron_cgrpo.algorithm.reduction import reduction_weights
 from megatron_cgrpo.algorithm.spec import LossSpec
 from megatron_cgrpo.config.algorithm import AlgorithmConfig, TrainSource
-from megatron_cgrpo.types import Group, Origin, Sample, TrainRow
+from megatron_cgrpo.types import TEMPLATES, Group, Origin, Sample, TrainRow
 
 RowKind = Literal["response", "refinement", "critique", "solution"]
 CritiqueTokens = Callable[[Group, Sample], tuple[list[int], list[int]]]
@@ -144,12 +144,14 @@ def _samples(
 def _critiques(
     number: int, group: Group, algorithm: AlgorithmConfig, critique_tokens: CritiqueTokens | None
 ) -> Iterator[_Candidate]:
-    """Of all refinements, selected or not: the critiques whose verdict is the verifier's."""
+    """Of all refinements, selected or not: the critiques whose verdict is the verifier's; nobody wrote a template."""
     if critique_tokens is None or "critiques" not in algorithm.trains_on:
         return
     for index, refinement in enumerate(group.refinements):
         critique, verdict = refinement.critique, group.attempt(refinement).verdict
-        if critique is not None and not verdict.failed and critique.concludes_correct == verdict.correct:
+        if critique is None or critique.kind in TEMPLATES or verdict.failed:
+            continue
+        if critique.concludes_correct == verdict.correct:
             prompt_ids, response_ids = critique_tokens(group, refinement)
             yield _Candidate(
                 TrainedRow(number, index, "critique"), Origin.CRITIQUE, prompt_ids, response_ids, [], 1.0, True

@@ -99,6 +99,30 @@ def test_another_model_of_the_same_shape_has_answers_of_its_own(
     assert "its answers were given with model=" in other.stderr
 
 
+def test_a_checkpoint_is_scored_instead_of_the_model_it_came_from(folder: Path, scores: dict[str, Any]) -> None:
+    """Sixty steps teach a random model to answer 2 whatever is asked, which is right of the one question."""
+    rows = [{"question": f"What is {i}?", "answer": "2", "solution": "\\boxed{2}"} for i in range(8)]
+    (folder / "twos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = ("task.kind=file", "task.train=twos.jsonl", "task.test=twos.jsonl")
+    settings = (
+        "run.dir=run",
+        "train.steps=60",
+        "checkpoint.every=0",
+        "evaluation.final_samples=1",
+        "observe.live=false",
+    )
+    learning = ("algorithm.preset=sft", "optimizer.lr=1e-2", "optimizer.warmup_steps=0")
+    trained = mcgrpo("train", "recipe.yaml", *task, *settings, *learning, cwd=folder)
+    assert trained.returncode == 0, trained.stderr[-4000:]
+    checkpoint = "run/checkpoints/step_000060"
+    command = ["eval", "recipe.yaml", "--data", "problems.parquet", "--samples", 2, "--json"]
+    result = mcgrpo(*command, "--checkpoint", checkpoint, cwd=folder)
+    assert result.returncode == 0, result.stderr[-4000:]
+    learned = json.loads(result.stdout)
+    assert learned["answers"] != scores["answers"]
+    assert scores["all"]["avg"] == 0 and learned["sources"]["aime"]["avg"] > 0.7
+
+
 def test_what_cannot_be_evaluated_is_refused(folder: Path) -> None:
     for arguments, message in (
         ([ROOT / "examples/sandbox.yaml", "--data", "problems.parquet"], "model.path=null"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from megatron_cgrpo.config.algorithm import AlgorithmConfig
@@ -159,6 +161,13 @@ def test_supervised_batches_hold_what_is_right_of_what_is_named(sources: list[st
         assert (row.token_ids, row.prompt_length, row.behaviour_logprobs) == (tokens, 2, [])
         assert (row.advantage, row.origin) == (1.0, Origin(text.kind.replace("response", "rollout")))
         assert row.weight == pytest.approx(1 / sum(row.response_length for row in rows))
+
+
+def test_a_template_is_no_critique_to_learn_to_write() -> None:
+    template = replace(CRITICISED.refinements[0].critique, kind="indicative_gt")
+    group = replace(CRITICISED, refinements=[replace(CRITICISED.refinements[0], critique=template)], selected=[0])
+    result = build_rows([group], config(**SUPERVISED, trains_on=["critiques"]), 1, LIMIT, asked)
+    assert result.mini_batches == [[]]
 
 
 def test_solutions_train_as_the_only_sample_of_their_group() -> None:
