@@ -73,7 +73,7 @@ class ActorGroup:
         self._workers = [_start_rank(rank, threads, place) for rank, place in enumerate(places)]
         self._wait_for_start(start_timeout_s)
         layout = Layout.of(spec.parallel, packed)
-        self._call("start", spec, layout, ray.get(self._workers[0].open_meeting.remote()))
+        self._call("start", spec, layout, *self._call("open_meeting", ranks=1))
 
     def load_base(self, model_dir: Path, *, reference: bool = False) -> None:
         """Loads the policy, and with ``reference`` a frozen copy: a Hugging Face directory or a Megatron checkpoint."""
@@ -116,7 +116,8 @@ class ActorGroup:
         self, backend: Literal["file", "nccl", "ipc"], client: EngineClient, engine_ranks: int, dtype: str
     ) -> None:
         """Opens the weight transfer to the engines behind ``client``; once, before the first ``push``."""
-        self._call("connect", backend, client, engine_ranks, ray.get(self._workers[0].free_endpoint.remote()), dtype)
+        [endpoint] = self._call("free_endpoint", ranks=1)
+        self._call("connect", backend, client, engine_ranks, endpoint, dtype)
 
     def push(self, version: int, base: bool = False) -> None:
         """Sends the current weights, or with ``base`` the reference's, to the engines, which serve them as ``version``.
@@ -190,8 +191,8 @@ class ActorGroup:
         positions = [reply.positions for reply in replies if reply.positions]
         return GroupUpdate(sums, maxima, replies[0].grad_norm, replies[0].lr, tokens, positions)
 
-    def _call(self, method: str, *arguments: Any) -> list[Any]:
-        """The replies of all ranks in rank order, or the error of the first of them that has one.
+    def _call(self, method: str, *arguments: Any, ranks: int | None = None) -> list[Any]:
+        """The replies of all ranks, or the first ``ranks``, in their order, or the error of the first that has one.
 
         Waits for every rank, but after a failure no longer than ``FAILURE_GRACE_S``: the others may never reply. Raises
         TrainerDied where a rank is gone, now or since an earlier call.
@@ -199,7 +200,7 @@ class ActorGroup:
         if self._failed:
             raise TrainerDied(f"{method} after a failure that left trainer ranks waiting for each other")
         shared = [ray.put(argument) for argument in arguments]
-        workers = enumerate(self._workers)
+        workers = enumerate(self._workers[:ranks])
         pending = {
             worker.timed.options(name=f"Worker.{method}").remote(method, *shared): rank for rank, worker in workers
         }

@@ -47,15 +47,17 @@ class DynamicSamplingConfig(Section):
 
     ``over_provision`` is the share of further prompts that are begun before anything has to be replaced. What trains
     are the first groups in the order of the prompts that have something to teach, however fast others are. A step
-    draws at most ``max_prompts``; then it trains on fewer groups.
+    draws at most ``max_prompts``, and no problem twice; then it trains on fewer groups.
     """
 
     enabled: bool = False
     over_provision: float = Field(0.25, ge=0)
-    max_prompts: int | None = Field(None, ge=1, description=f"null: {DEFAULT_DRAWS} * train.prompts_per_step")
+    max_prompts: int | None = Field(
+        None, ge=1, description=f"null: {DEFAULT_DRAWS} * train.prompts_per_step, at most all problems once"
+    )
 
     def draws(self, wanted: int) -> int:
-        """The most prompts that a step draws for ``wanted`` groups."""
+        """The most prompts that a step draws for ``wanted`` groups, where there are so many."""
         return DEFAULT_DRAWS * wanted if self.max_prompts is None else self.max_prompts
 
 

@@ -25,7 +25,11 @@ class ApiWriter:
         reply = await self._client.ask(self._question(request), request.seed, self._max_tokens, self._temperature)
         if isinstance(reply, Refusal):
             return CritiqueFailure(reply.cause, final=True)  # the client has asked as often as makes sense
-        return Draft(reply.text, None, reply.truncated, reply.generated_tokens)
+        return Draft(reply.text, None, reply.truncated, reply.generated_tokens, bill=reply.usage)
+
+    def charge(self, bill: Usage) -> None:
+        """Counts what was paid by an earlier process."""
+        self._client.usage.add(bill)
 
     def new_step(self) -> None:
         """A server that has not answered is asked again."""

@@ -26,9 +26,12 @@ _SHOWN = 200  # characters of a server's error message
 
 @dataclass(frozen=True)
 class ChatReply:
+    """``usage`` is what this one cost, attempts that failed before included."""
+
     text: str
     truncated: bool
     generated_tokens: int
+    usage: Usage
 
 
 @dataclass(frozen=True)
@@ -77,17 +80,23 @@ class ChatClient:
             "temperature": temperature,
             "seed": seed,
         }
-        # A request that waits to be made again keeps its slot: a server short of breath is asked less.
-        async with self._slot() as client:
-            outcome = await self._insist(client, body, seed)
+        used = Usage()
+        try:
+            # A request that waits to be made again keeps its slot: a server short of breath is asked less.
+            async with self._slot() as client:
+                outcome = await self._insist(client, body, seed, used)
+        finally:
+            self.usage.add(used)  # what is given up was asked too
         if isinstance(outcome, Refusal):
             self._tell(outcome)
         return outcome
 
-    async def _insist(self, client: httpx.AsyncClient, body: dict[str, Any], seed: int) -> ChatReply | Refusal:
+    async def _insist(
+        self, client: httpx.AsyncClient, body: dict[str, Any], seed: int, used: Usage
+    ) -> ChatReply | Refusal:
         time = asyncio.get_running_loop().time
         until = time() + self._config.deadline_s
-        outcome = await self._once(client, body, until)
+        outcome = await self._once(client, body, until, used)
         for attempt in range(self._config.retries):
             if isinstance(outcome, ChatReply) or not outcome.again or outcome.wait_s > self._config.timeout_s:
                 break
@@ -95,16 +104,18 @@ class ChatClient:
             if self._breaker.down or time() + wait_s >= until:
                 break
             await asyncio.sleep(wait_s)
-            self.usage.retries += 1
-            outcome = await self._once(client, body, until)
+            used.retries += 1
+            outcome = await self._once(client, body, until, used)
         return outcome
 
-    async def _once(self, client: httpx.AsyncClient, body: dict[str, Any], until: float) -> ChatReply | Refusal:
+    async def _once(
+        self, client: httpx.AsyncClient, body: dict[str, Any], until: float, used: Usage
+    ) -> ChatReply | Refusal:
         """``until``: when there must be a reply, by the event loop's clock."""
         if self._breaker.down:
             return Refusal("server_down", f"{self._config.down_after} requests in a row without an answer")
         latest = asyncio.get_running_loop().time() + self._config.timeout_s
-        outcome = await self._post(client, body, min(latest, until))
+        outcome = await self._post(client, body, min(latest, until), used)
         self._breaker.note(isinstance(outcome, ChatReply) or outcome.cause not in _UNANSWERED)
         return outcome
 
@@ -122,8 +133,10 @@ class ChatClient:
             if self._in_flight == 0:
                 await self._client.aclose()
 
-    async def _post(self, client: httpx.AsyncClient, body: dict[str, Any], until: float) -> ChatReply | Refusal:
-        self.usage.requests += 1
+    async def _post(
+        self, client: httpx.AsyncClient, body: dict[str, Any], until: float, used: Usage
+    ) -> ChatReply | Refusal:
+        used.requests += 1
         try:
             async with asyncio.timeout_at(until):
                 response = await client.post(self._url, json=body)
@@ -137,23 +150,9 @@ class ChatClient:
         if response.status_code != httpx.codes.OK:
             return _refused(response)
         try:
-            return self._read(response.json())
+            return _read(response.json(), used)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             return Refusal("error", f"the answer is no chat completion ({error!r}): {response.text}")
-
-    def _read(self, payload: Any) -> ChatReply:
-        """Raises what indexing and converting raise where ``payload`` is no chat completion."""
-        choice = payload["choices"][0]
-        text = choice["message"]["content"] or ""
-        if not isinstance(text, str):
-            raise TypeError("content is no text")
-        reported = payload.get("usage") or {}
-        prompt, generated = (int(reported.get(name, 0)) for name in ("prompt_tokens", "completion_tokens"))
-        reply = ChatReply(text, choice.get("finish_reason") == "length", generated)
-        self.usage.unmetered += not reported
-        self.usage.prompt_tokens += prompt
-        self.usage.generated_tokens += generated
-        return reply
 
     def _tell(self, refusal: Refusal) -> None:
         """The first of every cause, with what the metrics cannot hold."""
@@ -161,6 +160,20 @@ class ChatClient:
             self._told.add(refusal.cause)
             detail = refusal.detail.replace(self._key, "***") if self._key else refusal.detail
             logger.warning("chat server at %s: %s: %s", self._config.base_url, refusal.cause, detail[:_SHOWN])
+
+
+def _read(payload: Any, used: Usage) -> ChatReply:
+    """Raises what indexing and converting raise where ``payload`` is no chat completion."""
+    choice = payload["choices"][0]
+    text = choice["message"]["content"] or ""
+    if not isinstance(text, str):
+        raise TypeError("content is no text")
+    reported = payload.get("usage") or {}
+    prompt, generated = (int(reported.get(name, 0)) for name in ("prompt_tokens", "completion_tokens"))
+    used.unmetered += not reported
+    used.prompt_tokens += prompt
+    used.generated_tokens += generated
+    return ChatReply(text, choice.get("finish_reason") == "length", generated, used)
 
 
 def _refused(response: httpx.Response) -> Refusal:

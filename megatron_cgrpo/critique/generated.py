@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.critique.conclusion import parse_conclusion
 from megatron_cgrpo.critique.critics import Encode
 from megatron_cgrpo.critique.protocol import CritiqueFailure, CritiqueRequest
+from megatron_cgrpo.critique.usage import Usage
 from megatron_cgrpo.types import Critique
 
 
@@ -17,7 +18,8 @@ class Draft:
     """What a model wrote. ``truncated``: it ran into its token limit.
 
     ``prompt_tokens`` went through engines of ours; 0 for somebody else's server, whose own count is in its bill.
-    ``token_ids`` are the sampled ones where the model has the policy's vocabulary, else None.
+    ``token_ids`` are the sampled ones where the model has the policy's vocabulary, else None. ``bill`` is what a server
+    counted for it.
     """
 
     text: str
@@ -25,12 +27,21 @@ class Draft:
     truncated: bool
     generated_tokens: int
     prompt_tokens: int = 0
+    bill: Usage | None = field(default=None, compare=False)
 
 
 class Writer(Protocol):
     """A model that criticises; a request that it cannot answer is a failure with a cause."""
 
     async def write(self, request: CritiqueRequest) -> Draft | CritiqueFailure: ...
+
+
+class PaidWriter(Writer, Protocol):
+    """A server that wants to be paid. Its drafts have a ``bill``."""
+
+    def charge(self, bill: Usage) -> None:
+        """Counts what was paid before, by a process that has not lived to report it."""
+        ...
 
 
 class GeneratedCritic:

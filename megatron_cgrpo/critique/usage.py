@@ -17,6 +17,13 @@ class Usage:
     prompt_tokens: int = 0
     generated_tokens: int = 0
 
+    def add(self, other: Usage) -> None:
+        self.requests += other.requests
+        self.retries += other.retries
+        self.unmetered += other.unmetered
+        self.prompt_tokens += other.prompt_tokens
+        self.generated_tokens += other.generated_tokens
+
     def metrics(self, price_in: float, price_out: float) -> dict[str, float]:
         """``critique.api.*``; ``cost`` is in the currency of the prices, which are per million tokens."""
         cost = (self.prompt_tokens * price_in + self.generated_tokens * price_out) / MILLION

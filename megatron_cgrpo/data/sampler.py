@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TypedDict
 
 from megatron_cgrpo.config.errors import ConfigError
@@ -22,16 +23,19 @@ class SamplerState(TypedDict):
 
 
 class PromptSampler:
-    """Walks through the dataset in a new permutation every epoch; the permutation depends on (seed, epoch) alone.
+    """Walks through the dataset in a new permutation every epoch.
 
-    Within an epoch every prompt comes exactly once. Raises ConfigError for an empty dataset or repeated prompt ids.
+    Within an epoch every prompt comes exactly once, and any ``per_step`` prompts in a row are different, so that a step
+    that reaches into the next epoch asks none twice: its seeds, and so its responses, would be the same.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
-        if not prompts:
-            raise ConfigError("the training set is empty: give a task with at least one training problem")
+    def __init__(self, prompts: Sequence[Prompt], seed: int, per_step: int) -> None:
+        """Raises ConfigError for an empty dataset, one of fewer than ``per_step`` prompts, and repeated ids."""
+        if len(prompts) < max(1, per_step):
+            raise ConfigError(f"the training set has {len(prompts)} problems: give at least {max(1, per_step)}")
         self._prompts = prompts
-        self._seed = seed
+        self._seed, self._per_step = seed, per_step
+        self._orders: list[list[int]] = []
         self._fingerprint = dataset_fingerprint(prompts)
         self._epoch = 0
         self._position = 0
@@ -39,6 +43,10 @@ class PromptSampler:
     def upcoming(self) -> Iterator[Prompt]:
         """The prompts from here on, without end; reading them moves nothing, and later moves do not change them."""
         return self._walk(self._epoch, self._position)
+
+    def for_step(self) -> Iterator[Prompt]:
+        """The first ``per_step`` of them."""
+        return islice(self.upcoming(), self._per_step)
 
     def advance(self, count: int) -> None:
         """The next ``count`` prompts have been used up."""
@@ -77,9 +85,30 @@ class PromptSampler:
             epoch, position = epoch + 1, 0
 
     def _permutation(self, epoch: int) -> list[int]:
-        order = list(range(len(self._prompts)))
-        random.Random(f"{self._seed}/{epoch}").shuffle(order)
-        return order
+        """Depends on seed and epoch alone. Epochs follow from each other: where in the last one a prompt came says
+        from where on it may come again."""
+        while len(self._orders) <= epoch:
+            order = list(range(len(self._prompts)))
+            random.Random(f"{self._seed}/{len(self._orders)}").shuffle(order)
+            self._orders.append(_apart(self._orders[-1], order, self._per_step) if self._orders else order)
+        return self._orders[epoch]
+
+
+def _apart(before: Sequence[int], order: Sequence[int], distance: int) -> list[int]:
+    """``order``, with those moved back, as little as possible, that would come less than ``distance`` places after
+    they came in ``before``.
+
+    There always is one that may come: of ``n``, place ``p`` is open to ``n + p + 1 - distance``, of which ``p`` at most
+    are placed.
+    """
+    earliest = {index: place + distance - len(before) for place, index in enumerate(before)}
+    rest, waiting, result = iter(order), list[int](), list[int]()
+    for place in range(len(order)):
+        while not any(earliest[index] <= place for index in waiting):
+            waiting.append(next(rest))
+        result.append(next(index for index in waiting if earliest[index] <= place))
+        waiting.remove(result[-1])
+    return result
 
 
 def dataset_fingerprint(prompts: Sequence[Prompt]) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import ray
 
@@ -22,7 +24,12 @@ OBJECT_STORE_BYTES = 512 << 20
 RELEASE_S = 5.0
 """What has just ended is counted as taken for a moment."""
 CONNECT_S = 30.0
+START_S = 600.0
+SLOW_S = 10.0
+"""A start that fails later than this has failed for want of time."""
 POLL_S = 0.2
+
+logger = logging.getLogger(__name__)
 
 
 class ClusterNotStarted(RunError):
@@ -30,11 +37,12 @@ class ClusterNotStarted(RunError):
 
 
 @contextmanager
-def ray_cluster(cpus: int) -> Iterator[None]:
+def ray_cluster(cpus: int, start_timeout_s: float = START_S) -> Iterator[None]:
     """Joins the cluster at ``RAY_ADDRESS`` where that is set, else starts one of ``cpus`` logical CPUs on this machine.
 
-    Trainer ranks and engines of a synchronous run take turns, so logical CPUs may exceed the cores. On exit the
-    connection, and a private cluster with all its processes and files, are gone.
+    Processes that take turns share cores, so logical CPUs may exceed them. Raises ConfigError where nobody answers at
+    the address, ClusterNotStarted where Ray does not come up in ``start_timeout_s``. On exit the connection, and a
+    private cluster with all its processes and files, are gone.
     """
     if "RAY_ADDRESS" in os.environ:
         _check_reachable(os.environ["RAY_ADDRESS"])
@@ -44,10 +52,8 @@ def ray_cluster(cpus: int) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    # Ray puts sockets below this directory, whose path may have about a hundred characters: not the run directory.
-    directory = tempfile.mkdtemp(prefix="mcgrpo-ray-")
+    directory = _started(cpus, start_timeout_s)
     try:
-        _start(cpus, directory)
         yield
     finally:
         ray.shutdown()
@@ -68,20 +74,55 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
+def _started(cpus: int, timeout_s: float) -> str:
+    """The directory of a cluster that has been started.
+
+    Ray gives its own node half a minute, which a busy machine may need more than: then it is started again. What fails
+    sooner would fail again.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        since = time.monotonic()
+        # Ray puts sockets below this directory, whose path may have about a hundred characters: not the run directory.
+        directory = tempfile.mkdtemp(prefix="mcgrpo-ray-")
+        try:
+            _start(cpus, directory)
+            return directory
+        except BaseException as error:
+            ray.shutdown()
+            _end_processes(directory)
+            shutil.rmtree(directory, ignore_errors=True)
+            if not isinstance(error, Exception):
+                raise
+            cause = str(error).strip().partition("\n")[0]
+            now = time.monotonic()
+            if now - since < SLOW_S or now >= deadline:
+                raise ClusterNotStarted(
+                    f"Ray did not start on this machine: {cause} Free CPUs and memory, or raise "
+                    f"rollout.start_timeout_s={timeout_s:g}"
+                ) from error
+            logger.warning("Ray did not start on this machine: %s Starting it again", cause)
+
+
 def _start(cpus: int, directory: str) -> None:
-    try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=directory,
-        )
-    except Exception as error:  # of a node that is not up after half a minute Ray says so with a bare Exception
-        cause = str(error).strip().partition("\n")[0]
-        raise ClusterNotStarted(f"Ray did not start on this machine: {cause} Free CPUs and memory") from error
+    """Raises whatever Ray does, a bare Exception for a node that is not up in time."""
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=directory,
+    )
+
+
+def _end_processes(directory: str) -> None:
+    """Of a start that has failed Ray forgets its processes: they are those that name its directory."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it may have ended by itself
+            if directory.encode() in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def check_capacity(processes: int, cuda: bool, patience_s: float = RELEASE_S) -> None:

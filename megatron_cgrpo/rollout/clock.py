@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 IDLE = "idle"
+
+
+class Spent(NamedTuple):
+    """The tokens of one request of ``stage``. ``prompt`` is 0 for all but one of those that share their prompt."""
+
+    stage: str
+    sampled: int
+    prompt: int
 
 
 class StageClock:
@@ -14,6 +23,8 @@ class StageClock:
 
     So ``sum(seconds.values())`` is exactly the time from the first event to the last, however much overlaps; time in
     which nothing is in flight is ``idle``. For use within one event loop: it takes no locks.
+
+    ``tokens`` and ``prompt_tokens`` are those of the groups that were used up; ``given_up`` were sampled besides.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -23,6 +34,7 @@ class StageClock:
         self.seconds: dict[str, float] = {}
         self.tokens: dict[str, int] = {}
         self.prompt_tokens: dict[str, int] = {}
+        self.given_up = 0
 
     @contextmanager
     def track(self, stage: str, work: float = 1.0) -> Iterator[None]:
@@ -35,10 +47,14 @@ class StageClock:
             self._advance()
             self._in_flight[stage] -= work
 
-    def count_tokens(self, stage: str, sampled: int, prompt: int = 0) -> None:
-        """``prompt`` tokens count once a request, however many responses were sampled from it."""
-        self.tokens[stage] = self.tokens.get(stage, 0) + sampled
-        self.prompt_tokens[stage] = self.prompt_tokens.get(stage, 0) + prompt
+    def count(self, spent: Iterable[Spent], *, used: bool = True) -> None:
+        """Adds what the requests of a group took; ``used`` is False where its prompt was given up and comes again."""
+        for stage, sampled, prompt in spent:
+            if used:
+                self.tokens[stage] = self.tokens.get(stage, 0) + sampled
+                self.prompt_tokens[stage] = self.prompt_tokens.get(stage, 0) + prompt
+            else:
+                self.given_up += sampled
 
     def _advance(self) -> None:
         now = self._now()

@@ -24,7 +24,8 @@ class Collected:
     """``groups`` train; ``replaced`` had nothing to teach. Both are in the prompts' order.
 
     ``consumed`` prompts are used up, which are theirs: further ones that were begun come again. ``clock`` says where
-    the time and the tokens went, those of prompts that come again included.
+    the time went, that of prompts that come again included, and the tokens, theirs apart: it depends on who ends first
+    how far those came.
     """
 
     groups: list[Group]
@@ -66,13 +67,16 @@ class Collector:
         choice = PromptChoice(count, count, count)
         if dynamic.enabled:
             choice = PromptChoice(count, math.ceil(count * (1 + dynamic.over_provision)), dynamic.draws(count))
+        pipelines: list[GroupPipeline] = []
         groups: dict[int, Group] = {}
         running: dict[asyncio.Task[Group], int] = {}
         try:
             while True:
                 begun = _begin(prompts, choice)
-                pipeline = GroupPipeline(self._parts, step, self._critic_at(step), clock, self._pace(len(begun)))
-                running |= {asyncio.create_task(pipeline.group(prompt)): number for number, prompt in begun}
+                pace = self._pace(len(begun))
+                for number, prompt in begun:
+                    pipelines.append(GroupPipeline(self._parts, step, self._critic_at(step), clock, pace, prompt))
+                    running[asyncio.create_task(pipelines[number].group())] = number
                 if not running:
                     break
                 for task in await self._ended(running):
@@ -82,6 +86,8 @@ class Collector:
                 await _give_up(running, [task for task, number in running.items() if not choice.needed(number)])
         finally:
             await _give_up(running, list(running))
+        for number, pipeline in enumerate(pipelines):
+            clock.count(pipeline.spent, used=number < choice.consumed)
         used = [groups[number] for number in range(choice.consumed)]
         chosen = [group for group in used if not dynamic.enabled or informative(group)]
         replaced = [group for group in used if dynamic.enabled and not informative(group)]

@@ -37,7 +37,7 @@ class ControlPlane(Protocol):
 
 
 class EngineControl:
-    """``empty`` → ``updating`` → ``serving``, and from there again ``updating``, or ``asleep`` → ``updating``.
+    """``empty`` → ``updating`` → ``serving``, and from there again ``updating``; between updates also ``asleep``.
 
     ``empty``: no weights were pushed since the start, or the last update failed. An update may begin in any state, so
     also after one that was abandoned, and it wakes a sleeping engine. Requests that are running when it begins are
@@ -71,10 +71,6 @@ class EngineControl:
                 "the engine has no trained weights (none were pushed since it started, or the last push failed): "
                 "push weights before generating"
             )
-
-    async def serving(self) -> None:
-        """Returns once the engine has weights and is awake: at once, or with the end of the next complete update."""
-        await self._until("serving")
 
     async def start_update(self) -> None:
         """With the caches cleared, frozen requests go on with recomputed keys and values."""

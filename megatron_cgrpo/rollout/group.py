@@ -12,7 +12,7 @@ from megatron_cgrpo.critique.protocol import Critic, CritiqueFailure, CritiqueRe
 from megatron_cgrpo.critique.selection import select
 from megatron_cgrpo.critique.trigger import triggered
 from megatron_cgrpo.observe.trace import Trace
-from megatron_cgrpo.rollout.clock import StageClock
+from megatron_cgrpo.rollout.clock import Spent, StageClock
 from megatron_cgrpo.rollout.concurrent import all_of
 from megatron_cgrpo.rollout.pace import Pace
 from megatron_cgrpo.rollout.protocol import Generator, RequestKey
@@ -38,51 +38,57 @@ class Parts:
 
 
 class GroupPipeline:
-    """Makes the groups of one step, each a pure function of (recipe, weights, step, prompt).
+    """Makes the group of ``prompt`` in one step: a pure function of (recipe, weights, step, prompt).
 
     A sample is verified when it ends. When the last of a group's samples is judged, what has to be criticised is, at
     once and side by side, and each critique is followed by its refinement; ``pace`` may make a stage wait for others.
+    ``spent`` is what its requests took, so far as they are answered.
     """
 
-    def __init__(self, parts: Parts, step: int, critic: Critic | None, clock: StageClock, pace: Pace) -> None:
+    def __init__(
+        self, parts: Parts, step: int, critic: Critic | None, clock: StageClock, pace: Pace, prompt: Prompt
+    ) -> None:
         self._parts, self._step, self._critic, self._clock, self._pace = parts, step, critic, clock, pace
-        self._recipe, self._task = parts.recipe, parts.task
+        self._recipe, self._task, self._prompt = parts.recipe, parts.task, prompt
         self._algorithm = parts.recipe.algorithm_at(step)
+        self.spent: list[Spent] = []
 
-    async def group(self, prompt: Prompt) -> Group:
+    async def group(self) -> Group:
         """Waits for its engines and critics. Raises what they raise, and then leaves nothing running."""
         with self._pace.worker():
             if self._algorithm.samples_nothing:
-                return Group(prompt, [self._solution(prompt)])
-            initial = await all_of(self._initial(prompt, k) for k in range(self._algorithm.group_size))
+                return Group(self._prompt, [self._solution()])
+            initial = await all_of(self._initial(k) for k in range(self._algorithm.group_size))
             await self._pace.stage_ended()
             if self._critic is None or self._algorithm.refinements == 0:
-                return Group(prompt, initial)
-            initial, critiques = await self._judged(self._critic, prompt, initial)
+                return Group(self._prompt, initial)
+            initial, critiques = await self._judged(self._critic, initial)
             rewards = [sample.reward for sample in initial if not sample.unjudged]
             config = self._recipe.critic
             if not rewards or not triggered(rewards, config.trigger, config.trigger_below):
-                return Group(prompt, initial, critique_failures=_failures(critiques), stand_ins=_stand_ins(critiques))
+                return Group(
+                    self._prompt, initial, critique_failures=_failures(critiques), stand_ins=_stand_ins(critiques)
+                )
             self._pace.announce(len(rewards))
-        return await self._refined_group(self._critic, prompt, initial, critiques)
+        return await self._refined_group(self._critic, initial, critiques)
 
     async def _refined_group(
-        self, critic: Critic, prompt: Prompt, initial: list[Sample], critiques: Sequence[Critique | CritiqueFailure]
+        self, critic: Critic, initial: list[Sample], critiques: Sequence[Critique | CritiqueFailure]
     ) -> Group:
         outcomes = await all_of(
-            self._refined(critic, prompt, parent, sample, critiques[parent] if critiques else None)
+            self._refined(critic, parent, sample, critiques[parent] if critiques else None)
             for parent, sample in enumerate(initial)
             if not sample.unjudged  # nobody knows whether there is anything to refine
         )
         refinements = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
         dropped = Counter(outcome.cause for outcome in outcomes if isinstance(outcome, CritiqueFailure))
-        refinements, verdicts = await self._judged(critic, prompt, refinements)
-        rng = Random(self._seed(prompt, "select"))
+        refinements, verdicts = await self._judged(critic, refinements)
+        rng = Random(self._seed("select"))
         judged = [index for index, sample in enumerate(refinements) if not sample.unjudged]
         wanted, rule = self._algorithm.refinements, self._algorithm.selection
         chosen = select([refinements[index] for index in judged], wanted, rule, rng)
         return Group(
-            prompt,
+            self._prompt,
             initial,
             refinements,
             [judged[index] for index in chosen],
@@ -91,16 +97,16 @@ class GroupPipeline:
             _stand_ins([*critiques, *verdicts] or outcomes),
         )
 
-    async def _initial(self, prompt: Prompt, index: int) -> Sample:
+    async def _initial(self, index: int) -> Sample:
         """Siblings take consecutive seeds. The prompt's tokens count once for all of them."""
-        seed = self._seed(prompt, "generate") + index
-        key = self._key(prompt, "generate", index)
-        prompt_tokens = 0 if index else len(prompt.token_ids)
-        completion = await self._complete(self._parts.generator, key, prompt.token_ids, seed, prompt_tokens)
-        return await self._sample(prompt, completion, seed, index)
+        seed = self._seed("generate") + index
+        key = self._key("generate", index)
+        prompt_tokens = 0 if index else len(self._prompt.token_ids)
+        completion = await self._complete(self._parts.generator, key, self._prompt.token_ids, seed, prompt_tokens)
+        return await self._sample(completion, seed, index)
 
     async def _judged(
-        self, critic: Critic, prompt: Prompt, samples: list[Sample]
+        self, critic: Critic, samples: list[Sample]
     ) -> tuple[list[Sample], list[Critique | CritiqueFailure]]:
         """``samples`` rewarded by their critiques, and these; as they are, and none, where the verifier rewards."""
         if self._recipe.reward.source == "verifier":
@@ -108,20 +114,20 @@ class GroupPipeline:
         after_initial = self._algorithm.group_size
         indices = [k if sample.parent is None else after_initial + sample.parent for k, sample in enumerate(samples)]
         critiques = await all_of(
-            self._critiqued(critic, prompt, index, sample) for index, sample in zip(indices, samples, strict=True)
+            self._critiqued(critic, index, sample) for index, sample in zip(indices, samples, strict=True)
         )
         return [_rewarded(sample, critique) for sample, critique in zip(samples, critiques, strict=True)], critiques
 
-    def _solution(self, prompt: Prompt) -> Sample:
+    def _solution(self) -> Sample:
         """Raises ValueError for a problem without one."""
-        token_ids = self._task.solution(prompt)
+        token_ids = self._task.solution(self._prompt)
         if token_ids is None:
-            raise ValueError(f"prompt {prompt.id} has no reference solution to train on")
+            raise ValueError(f"prompt {self._prompt.id} has no reference solution to train on")
         completion = Completion(token_ids, [], FinishReason.STOP)
         return Sample(Origin.SOLUTION, completion, self._parts.decode(token_ids), Verdict(1.0, "solution"), seed=0)
 
     async def _refined(
-        self, critic: Critic, prompt: Prompt, parent: int, initial: Sample, critique: Critique | CritiqueFailure | None
+        self, critic: Critic, parent: int, initial: Sample, critique: Critique | CritiqueFailure | None
     ) -> Sample | CritiqueFailure:
         """The refinement of one initial response, or why there is none; ``critique`` where there is one already.
 
@@ -129,30 +135,28 @@ class GroupPipeline:
         critique is asked for and ``critic.on_failure`` is not consulted: the length is mostly the failed response's.
         """
         with self._pace.worker():
-            outcome = critique or await self._critiqued(critic, prompt, parent, initial)
+            outcome = critique or await self._critiqued(critic, parent, initial)
             await self._pace.stage_ended()
             if isinstance(outcome, CritiqueFailure):
                 return outcome
-            token_ids = self._task.refinement_prompt(prompt, initial.completion.token_ids, outcome.token_ids)
+            token_ids = self._task.refinement_prompt(self._prompt, initial.completion.token_ids, outcome.token_ids)
             if len(token_ids) + self._recipe.rollout.refinement_tokens > self._recipe.rollout.context_tokens:
                 return CritiqueFailure("too_long", outcome.failures)
-            seed = self._seed(prompt, "refine", parent)
-            key = self._key(prompt, "refine", parent)
+            seed = self._seed("refine", parent)
+            key = self._key("refine", parent)
             completion = await self._complete(self._parts.refiner, key, token_ids, seed, len(token_ids))
-            return await self._sample(prompt, completion, seed, parent, outcome)
+            return await self._sample(completion, seed, parent, outcome)
 
-    async def _critiqued(
-        self, critic: Critic, prompt: Prompt, index: int, sample: Sample
-    ) -> Critique | CritiqueFailure:
-        seed = self._seed(prompt, "critique", index)
+    async def _critiqued(self, critic: Critic, index: int, sample: Sample) -> Critique | CritiqueFailure:
+        seed = self._seed("critique", index)
         response = sample.completion.token_ids
-        request = CritiqueRequest(prompt, sample.text, response, sample.verdict, seed, self._step, index)
+        request = CritiqueRequest(self._prompt, sample.text, response, sample.verdict, seed, self._step, index)
         with (
             self._clock.track("critique"),
-            self._parts.tracer.span("critic", "critique", step=self._step, prompt=prompt.id, index=index),
+            self._parts.tracer.span("critic", "critique", step=self._step, prompt=self._prompt.id, index=index),
         ):
             outcome = await critic.critique(request)
-        self._clock.count_tokens("critique", outcome.generated_tokens, outcome.prompt_tokens)
+        self.spent.append(Spent("critique", outcome.generated_tokens, outcome.prompt_tokens))
         if isinstance(outcome, Critique) and outcome.stands_in and sample.verdict.failed:
             # It repeats a verdict that there is not.
             return CritiqueFailure(outcome.failures[-1], outcome.failures[:-1])
@@ -163,28 +167,26 @@ class GroupPipeline:
     ) -> Completion:
         with self._clock.track(key.stage):
             [completion] = await generator.generate(stage_request(self._recipe.rollout, key, token_ids, seed))
-        self._clock.count_tokens(key.stage, len(completion.token_ids), prompt_tokens)
+        self.spent.append(Spent(key.stage, len(completion.token_ids), prompt_tokens))
         return completion
 
-    async def _sample(
-        self, prompt: Prompt, completion: Completion, seed: int, index: int, critique: Critique | None = None
-    ) -> Sample:
+    async def _sample(self, completion: Completion, seed: int, index: int, critique: Critique | None = None) -> Sample:
         """A verified sample: the initial response ``index``, or with ``critique`` its refinement."""
         with (
             self._clock.track("verify"),
-            self._parts.tracer.span("verify", "verify", step=self._step, prompt=prompt.id, index=index),
+            self._parts.tracer.span("verify", "verify", step=self._step, prompt=self._prompt.id, index=index),
         ):
             text = self._parts.decode(completion.token_ids)
-            verdict = await self._task.verify(prompt, text, completion.finish_reason)
+            verdict = await self._task.verify(self._prompt, text, completion.finish_reason)
         if critique is None:
             return Sample(Origin.ROLLOUT, completion, text, verdict, seed)
         return Sample(Origin.REFINEMENT, completion, text, verdict, seed, index, critique)
 
-    def _key(self, prompt: Prompt, stage: Stage, index: int) -> RequestKey:
-        return RequestKey(self._step, prompt.id, stage, index)
+    def _key(self, stage: Stage, index: int) -> RequestKey:
+        return RequestKey(self._step, self._prompt.id, stage, index)
 
-    def _seed(self, prompt: Prompt, stage: Stage, index: int = 0) -> int:
-        return request_seed(self._recipe.seed, self._step, prompt.id, stage, index)
+    def _seed(self, stage: Stage, index: int = 0) -> int:
+        return request_seed(self._recipe.seed, self._step, self._prompt.id, stage, index)
 
 
 def _rewarded(sample: Sample, critique: Critique | CritiqueFailure) -> Sample:

@@ -6,21 +6,28 @@ import base64
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from io import FileIO
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy
 
-from megatron_cgrpo.critique.generated import Draft, Writer
+from megatron_cgrpo.critique.generated import Draft, PaidWriter
 from megatron_cgrpo.critique.protocol import CritiqueFailure, CritiqueRequest
+from megatron_cgrpo.critique.usage import Usage
+from megatron_cgrpo.observe.atomic import write_json
 from megatron_cgrpo.rollout.protocol import GenerateRequest, Generator, RequestKey
 from megatron_cgrpo.types import NOT_TRAINED, Completion, FinishReason, VersionSpan
 
 logger = logging.getLogger(__name__)
 
 DIRECTORY = "journal"
+STEPS = "step_*.jsonl"
+ORIGIN = "origin.json"
 FLOAT32 = numpy.dtype("<f4")
 
 
@@ -29,33 +36,73 @@ class Journal:
 
     A result is found again by its key and by what was asked, so a request that has changed since is made anew. The
     lines survive the death of the process. What a machine without power loses is asked again, and so is what a damaged
-    line held. A disk that takes no more costs a warning and what it would have saved, not the run.
+    line held. A disk that takes no more costs a warning and what it would have saved, not the run. For several threads;
+    at most the files of the steps that are being collected are open, and results stay on disk until they are asked for.
     """
 
-    def __init__(self, directory: Path, last_step: int) -> None:
-        """Reads the steps after ``last_step``; those before it are in a checkpoint and go."""
+    def __init__(self, directory: Path, last_step: int, origin: Mapping[str, Any]) -> None:
+        """Of the steps after ``last_step``; those before it are in a checkpoint and go. So does everything where it was
+        not ``origin`` that wrote it: JSON-able, what decides about results beside the requests."""
         self._directory = directory
-        self._kept: dict[tuple[RequestKey, str], Any] = {}
+        self._kept: dict[tuple[RequestKey, str], int] = {}  # where in its step's file the line begins
         self._files: dict[int, FileIO] = {}
         self._writable = True
+        self._lock = Lock()
         directory.mkdir(parents=True, exist_ok=True)
+        self._check_origin(origin)
         self.forget(last_step)
-        for path in sorted(directory.glob("step_*.jsonl")):
+        for path in sorted(directory.glob(STEPS)):
             self._read(path)
 
     def find(self, key: RequestKey, asked: str) -> Any:
-        """What was kept of the request, None for nothing."""
-        return self._kept.get((key, asked))
+        """What an earlier process kept of the request, None for nothing."""
+        with self._lock:
+            offset = self._kept.get((key, asked))
+            if offset is None:
+                return None
+            with self._path(key.step).open("rb") as file:
+                file.seek(offset)
+                return json.loads(file.readline())[-1]
 
     def keep(self, key: RequestKey, asked: str, result: Any) -> None:
         """``result`` is JSON-able. In an uninterrupted run nobody asks for it again, so it is on disk alone."""
-        if not self._writable:
-            return
         line = json.dumps([key.step, key.prompt_id, key.stage, key.index, asked, result]) + "\n"
+        with self._lock:
+            if self._writable:
+                self._append(key.step, line.encode())
+
+    def complete(self, step: int) -> None:
+        """Everything that ``step`` asks for has been asked for."""
+        with self._lock:
+            self._drop(lambda other: other == step)
+
+    def forget(self, step: int) -> None:
+        """A checkpoint covers the steps up to ``step``, of which nothing is kept any more."""
+        with self._lock:
+            self._drop(lambda other: other <= step)
+            for path in self._directory.glob(STEPS):
+                if path <= self._path(step):
+                    path.unlink()
+
+    def close(self) -> None:
+        """What still runs and finishes later is not kept: the next process may be reading already."""
+        with self._lock:
+            self._writable = False
+            self._drop(lambda other: True)
+
+    def _path(self, step: int) -> Path:
+        return self._directory / f"step_{step:06d}.jsonl"
+
+    def _drop(self, dropped: Callable[[int], bool]) -> None:
+        for step in [step for step in self._files if dropped(step)]:
+            self._files.pop(step).close()
+        self._kept = {(key, asked): at for (key, asked), at in self._kept.items() if not dropped(key.step)}
+
+    def _append(self, step: int, line: bytes) -> None:
         try:
-            if key.step not in self._files:
-                self._files[key.step] = self._path(key.step).open("ab", buffering=0)
-            if self._files[key.step].write(line.encode()) < len(line):
+            if step not in self._files:
+                self._files[step] = self._path(step).open("ab", buffering=0)
+            if self._files[step].write(line) < len(line):
                 raise OSError("the disk took a part of a line")
         except OSError as error:
             self._writable = False  # the next line would join the half one
@@ -63,31 +110,34 @@ class Journal:
                 "%s: %s: should the run be interrupted, unfinished steps are sampled again", self._directory, error
             )
 
-    def forget(self, step: int) -> None:
-        """A checkpoint covers the steps up to ``step``, of which nothing is kept any more."""
-        for covered in [open_step for open_step in self._files if open_step <= step]:
-            self._files.pop(covered).close()
-        for path in self._directory.glob("step_*.jsonl"):
-            if path <= self._path(step):
-                path.unlink()
-        self._kept = {(key, asked): result for (key, asked), result in self._kept.items() if key.step > step}
-
-    def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
-
-    def _path(self, step: int) -> Path:
-        return self._directory / f"step_{step:06d}.jsonl"
+    def _check_origin(self, origin: Mapping[str, Any]) -> None:
+        """Lines without an origin, of which nobody knows what wrote them, go too."""
+        path = self._directory / ORIGIN
+        try:
+            same = json.loads(path.read_text(encoding="utf-8")) == origin
+        except (OSError, ValueError):
+            same = False
+        if same:
+            return
+        lines = list(self._directory.glob(STEPS))
+        if lines:
+            logger.warning("%s: was sampled by another model, or on another layout: sampled again", self._directory)
+        for line in lines:
+            line.unlink()
+        try:
+            write_json(path, dict(origin))
+        except OSError as error:
+            self._writable = False
+            logger.warning("%s: %s: nothing that is sampled is kept", path, error)
 
     def _read(self, path: Path) -> None:
         lines = path.read_bytes().splitlines(keepends=True)
+        offset = 0
         for line in lines:
-            try:
-                step, prompt_id, stage, index, asked, result = json.loads(line)
-            except ValueError:
-                continue
-            self._kept[RequestKey(step, prompt_id, stage, index), asked] = result
+            with suppress(ValueError):
+                step, prompt_id, stage, index, asked, _ = json.loads(line)
+                self._kept[RequestKey(step, prompt_id, stage, index), asked] = offset
+            offset += len(line)
         if lines and not lines[-1].endswith(b"\n"):
             with path.open("ab") as file:
                 file.write(b"\n")  # what is appended must not join a line that was cut short
@@ -122,12 +172,13 @@ class JournaledGenerator:
 
 
 class JournaledWriter:
-    """A writer of critiques that asks ``writer``, a server that wants to be paid, only for what ``journal`` lacks.
+    """A writer of critiques that asks ``writer`` only for what ``journal`` lacks; what that has cost is charged again,
+    because the line of its step was never written.
 
     Failures are not kept: a resumed run tries again.
     """
 
-    def __init__(self, writer: Writer, journal: Journal) -> None:
+    def __init__(self, writer: PaidWriter, journal: Journal) -> None:
         self._writer, self._journal = writer, journal
 
     async def write(self, request: CritiqueRequest) -> Draft | CritiqueFailure:
@@ -135,10 +186,12 @@ class JournaledWriter:
         asked = _digest([request.response_ids, request.seed])
         kept = self._journal.find(key, asked)
         if kept is not None:
-            return Draft(**kept)
+            bill = Usage(**kept.pop("bill"))
+            self._writer.charge(bill)
+            return Draft(**kept, bill=bill)
         draft = await self._writer.write(request)
         if isinstance(draft, Draft):
-            self._journal.keep(key, asked, vars(draft))
+            self._journal.keep(key, asked, asdict(draft))
         return draft
 
 

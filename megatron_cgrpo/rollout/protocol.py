@@ -50,19 +50,25 @@ class Engine(Generator, Protocol):
     """One inference engine. Every method may raise ``EngineDied``; the pool then routes around it."""
 
     async def restart(self) -> None:
-        """Ends whatever is left of the engine and starts it anew, without weights. Returns before it is ready."""
+        """Ends what is left of the engine, and returns; it then starts anew, without weights."""
         ...
 
     async def ready(self) -> None:
-        """Returns once the engine has started, also after ``restart``. Raises EngineStartError."""
+        """Returns once the engine has started, also after ``restart``. Raises EngineStartError.
+
+        One that shares its devices with the trainer has gone to sleep by then.
+        """
         ...
 
-    async def serving(self) -> None:
-        """Returns once the engine has weights and is awake: at once, or with the end of the next push."""
+    async def alive(self) -> None:
+        """Returns if the engine answers, with weights or without. Waits for no start."""
         ...
 
     async def sleep(self) -> None:
-        """Frees the devices' memory until the next push. Raises RuntimeError while an update is going on."""
+        """Frees the devices' memory until the next push; nothing where it sleeps already.
+
+        Raises RuntimeError while an update is going on.
+        """
         ...
 
     async def shutdown(self) -> None:
@@ -72,6 +78,10 @@ class Engine(Generator, Protocol):
 
 class EngineDied(RunError):
     """The engine is gone; what it was generating has to be asked for again."""
+
+
+class ProcessEnded(EngineDied):
+    """The engine's process has ended, and whoever supervises it starts it again: ``restart`` would end it twice."""
 
 
 class EngineNotReady(RuntimeError):

@@ -17,17 +17,21 @@ from megatron_cgrpo.launch.placement import Place
 from megatron_cgrpo.observe.trace import Trace
 from megatron_cgrpo.rollout.engine_spec import EngineSpec, engine_environment
 from megatron_cgrpo.rollout.pool import EnginePool
-from megatron_cgrpo.rollout.protocol import EngineDied, EngineStartError, GenerateRequest
+from megatron_cgrpo.rollout.protocol import EngineDied, EngineStartError, GenerateRequest, ProcessEnded
 from megatron_cgrpo.rollout.vllm_engine import VllmEngine
 from megatron_cgrpo.types import Completion
 
 MAX_RESTARTS = 3
-"""Of one engine in one run: enough to survive accidents, too few to loop over an engine that cannot live."""
+"""Of one engine in one run: enough to survive accidents, too few to loop over an engine that cannot live.
+
+Ray counts its own, of a process that ended, and ours, of one that we end, alike."""
 
 MAX_CALLS = 1 << 16
 """Calls in flight to one engine: every sample is one. vLLM queues requests itself, so Ray must not hold any back."""
 
 SHUTDOWN_GRACE_S = 10.0
+END_GRACE_S = 30.0
+"""A process that is stopped takes some seconds to be killed."""
 RESTART_POLL_S = 0.5
 
 
@@ -42,8 +46,8 @@ class RayEngine:
         completions: list[Completion] = await self._call("generate", request)
         return completions
 
-    async def serving(self) -> None:
-        await self._call("serving")
+    async def alive(self) -> None:
+        await self._call("ready")
 
     async def sleep(self) -> None:
         await self._call("sleep")
@@ -60,7 +64,10 @@ class RayEngine:
                 return
 
     async def restart(self) -> None:
+        """Returns when the old process has ended: until then it would answer ``ready``, or say that it is dead."""
         ray.kill(self.handle, no_restart=False)
+        with contextlib.suppress(RayActorError, TimeoutError):
+            await asyncio.wait_for(self.handle.until_ended.remote(), END_GRACE_S)
 
     async def shutdown(self) -> None:
         # The engine core is a child process: let the actor end it, then make sure of the actor itself.
@@ -76,7 +83,7 @@ class RayEngine:
             ray.cancel(reply)
             raise
         except RayActorError as error:
-            raise EngineDied(f"the engine's process died: {error}") from error
+            raise ProcessEnded(f"the engine's process died: {error}") from error
         except RayTaskError as error:
             # Ray derives its error from the remote exception's class; callers want the exception itself.
             raise error.cause from error

@@ -44,12 +44,17 @@ class VllmEngine:
             raise EngineStartError(stderr.last_error() or own) from error
         self._control = EngineControl(self._llm, serving=spec.own_weights, frees_memory=spec.on_gpu)
         self._request_ids = itertools.count()
+        self._starting = asyncio.Lock()
         self._expected: set[str] = set()
 
     async def ready(self) -> None:
-        """Returns once the engine core answers."""
-        per_worker: list[list[str]] = await self._alive(self._llm.collective_rpc("checkpoint_names"))
-        self._expected = set().union(*per_worker)
+        """Returns once the engine core answers. The first time, a colocated engine leaves its devices to the trainer:
+        it has no weights yet, and the push that brings them wakes it."""
+        async with self._starting:
+            per_worker: list[list[str]] = await self._alive(self._llm.collective_rpc("checkpoint_names"))
+            if self._spec.colocated and not self._expected:
+                await self._alive(self._control.sleep())
+            self._expected = set().union(*per_worker)
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         """``request.n`` completions, in seed order. Waits while weights are updated, and goes on with the new ones.
@@ -59,9 +64,6 @@ class VllmEngine:
         output = await self._alive(self._answer(request), self._control.check_open)
         outputs = sorted(output.outputs, key=lambda output: output.index)
         return [completion(output, self._spec.own_weights) for output in outputs]
-
-    async def serving(self) -> None:
-        await self._alive(self._control.serving())
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
@@ -91,6 +93,10 @@ class VllmEngine:
 
     async def shutdown(self) -> None:
         self._llm.shutdown()
+
+    async def until_ended(self) -> None:
+        """Never returns: who waits for it hears of the end of the process."""
+        await asyncio.Event().wait()
 
     def _submit(self, request: GenerateRequest) -> AsyncIterator[RequestOutput]:
         from vllm import SamplingParams

@@ -105,7 +105,7 @@ def devices_of(recipe: Recipe, step: int) -> dict[str, int]:
         "verification": 0,
         "logprob": ranks,
         "update": ranks,
-        "sync": ranks + engines,
+        "sync": max(ranks, engines) if recipe.rollout.colocated else ranks + engines,
         "evaluate": engines,
     }
 

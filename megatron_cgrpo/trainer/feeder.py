@@ -18,6 +18,7 @@ from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import PromptSampler, SamplerState
 from megatron_cgrpo.rollout.clock import StageClock
 from megatron_cgrpo.rollout.collect import Collector
+from megatron_cgrpo.trainer.versions import last_begun
 from megatron_cgrpo.types import Group
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ class Feeder:
     that is the synchronous method. Engine pools and critics belong to the event loop of the feeder's thread: whatever
     asks them, evaluation and recovery too, goes through ``run``.
 
-    A context manager. What fails on the loop is raised, as it is, by the next or present call of the trainer's.
+    A context manager. What a collection raises is raised, as it is, by the ``next`` that asks for its step: the steps
+    before it are trained first. None is begun after it.
     """
 
     def __init__(
@@ -78,12 +80,12 @@ class Feeder:
         self._collector, self._sampler, self._recipe, self._take_usage = collector, sampler, recipe, take_usage
         self._next = first_step
         self._version: int | None = None
-        self._failure: BaseException | None = None
         self._loop = asyncio.new_event_loop()
         self._published = asyncio.Event()
         self._batches: defaultdict[int, asyncio.Future[Batch]] = defaultdict(self._loop.create_future)
         self._collecting = StageClock()
-        self._producer = self._loop.create_task(self._produce(first_step))
+        self._failed = False
+        self._tasks = {self._loop.create_task(self._produce(first_step))}
         self._thread = threading.Thread(target=self._loop.run_forever, name="feeder", daemon=True)
 
     def __enter__(self) -> Self:
@@ -107,7 +109,7 @@ class Feeder:
         self._loop.call_soon_threadsafe(self._publish, version)
 
     def next(self, poll: Callable[[], None]) -> Batch:
-        """The next step's batch; waits until it is complete. ``poll``, and what is raised, as in ``run``."""
+        """The next step's batch; waits until it is complete. Raises what its collection did; ``poll`` as in ``run``."""
         batch = self.run(self._taken(self._next), poll)
         self._next += 1
         return batch
@@ -115,14 +117,12 @@ class Feeder:
     def run(self, work: Coroutine[Any, Any, T], poll: Callable[[], None] = lambda: None) -> T:
         """What ``work`` returns, run on the feeder's loop beside everything else.
 
-        ``poll`` is called again and again on the caller's thread meanwhile. What it raises, like what the feeder or
-        ``work`` raises, ends the work and the call.
+        ``poll`` is called again and again on the caller's thread meanwhile. What it raises, like what ``work`` raises,
+        ends the work and the call.
         """
         running = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             while True:
-                if self._failure is not None:
-                    raise self._failure
                 poll()
                 if wait({running}, POLL_S).done:
                     return running.result()
@@ -131,7 +131,11 @@ class Feeder:
 
     def abandon(self) -> None:
         """No step is collected any more, the run is over; ``run`` goes on."""
-        self._loop.call_soon_threadsafe(self._producer.cancel)
+        self._loop.call_soon_threadsafe(self._abandon)
+
+    def _abandon(self) -> None:
+        for task in self._tasks:
+            task.cancel()
 
     def _publish(self, version: int) -> None:
         self._version = version
@@ -142,26 +146,38 @@ class Feeder:
         and with dynamic sampling for the step before, because only then it is known where the next one's prompts
         begin; is unblocked by ``published``. Ends after the last step, or with the first failure."""
         train, dynamic = self._recipe.train, self._recipe.rollout.dynamic_sampling.enabled
-        try:
-            async with asyncio.TaskGroup() as collections:
-                for step in range(first_step, train.steps + 1):
-                    await self._until_published(step - 1 - train.staleness)
-                    collection = collections.create_task(self._collect(step, copy(self._sampler)))
-                    self._sampler.advance((await collection).prompts if dynamic else train.prompts_per_step)
-        except BaseExceptionGroup as failures:
-            if not self._producer.cancelling():  # what is abandoned may fail as it likes
-                self._failure = failures.exceptions[0]
+        for step in range(first_step, train.steps + 1):
+            await self._until_it_may_begin(step)
+            if self._failed:
+                return
+            batch = self._batches[step]
+            collection = self._loop.create_task(self._collect(step, copy(self._sampler)))
+            self._tasks.add(collection)
+            collection.add_done_callback(self._tasks.discard)
+            if dynamic:
+                await asyncio.wait({batch})
+            if not self._failed:
+                self._sampler.advance(batch.result().prompts if dynamic else train.prompts_per_step)
 
-    async def _until_published(self, version: int) -> None:
-        while self._version is None or self._version < version:
+    async def _until_it_may_begin(self, step: int) -> None:
+        while self._version is None or last_begun(self._recipe, self._version) < step:
             self._published.clear()
             await self._published.wait()
 
-    async def _collect(self, step: int, sampler: PromptSampler) -> Batch:
+    async def _collect(self, step: int, sampler: PromptSampler) -> None:
+        """Completes the step's batch, or leaves there what went wrong."""
+        batch = self._batches[step]
+        try:
+            batch.set_result(await self._collected(step, sampler))
+        except BaseException as error:
+            self._failed = True
+            batch.set_exception(error)
+
+    async def _collected(self, step: int, sampler: PromptSampler) -> Batch:
         """One step's batch, from the prompts at ``sampler``'s position."""
         with self._collecting.track(str(step)):
-            collected = await self._collector.collect(sampler.upcoming(), self._recipe.train.prompts_per_step, step)
-        batch = Batch(
+            collected = await self._collector.collect(sampler.for_step(), self._recipe.train.prompts_per_step, step)
+        return Batch(
             step,
             collected.groups,
             collected.replaced,
@@ -171,14 +187,13 @@ class Feeder:
             self._collecting.seconds[str(step)],
             time.perf_counter(),
         )
-        self._batches[step].set_result(batch)
-        return batch
 
     async def _taken(self, step: int) -> Batch:
         asked_at = time.perf_counter()
         await asyncio.wait({self._batches[step]})  # to be cancelled here must not cancel the batch
-        batch = self._batches.pop(step).result()
-        depth = sum(other.done() for other in self._batches.values())
+        batch = self._batches[step].result()
+        del self._batches[step]
+        depth = sum(other.done() and other.exception() is None for other in self._batches.values())
         return replace(batch, held=max(0.0, asked_at - batch.complete_at), depth=depth)
 
     async def _stop(self) -> None:
@@ -186,4 +201,7 @@ class Feeder:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for batch in self._batches.values():
+            if batch.done():
+                batch.exception()  # nobody takes it any more, and asyncio would complain of that
         await self._loop.shutdown_default_executor()

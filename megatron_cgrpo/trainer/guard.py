@@ -14,6 +14,18 @@ IDLE_STEPS = 5
 _STOPPED = "guard.action=stop ended the run: start another with the remedy, or go on with --resume guard.action=warn"
 
 
+_DISAGREE = {
+    "meaning": "engines and trainer disagree about the policy",
+    "remedy": "set algorithm.correction.mode=sequence_mask or model.dtype=float32, or lower optimizer.lr",
+}
+_STALE = {
+    "meaning": "the policy is far from the older ones that sampled, or engines and trainer disagree about it "
+    "(mismatch.kl holds both)",
+    "remedy": "lower train.staleness or optimizer.lr, or raise guard.mismatch_above; where train.staleness=0 has it "
+    "too, set model.dtype=float32",
+}
+
+
 class Collapsed(RunError):
     """The guard ended the run; what was trained so far is in a checkpoint."""
 
@@ -38,9 +50,10 @@ class CollapseGuard:
     changed since holds for them too. A step without the figure neither adds to a count nor ends it.
     """
 
-    def __init__(self, config: GuardConfig, lines: Iterable[Mapping[str, float]]) -> None:
+    def __init__(self, config: GuardConfig, staleness: int, lines: Iterable[Mapping[str, float]]) -> None:
+        """``staleness`` is the run's: what it means that trainer and engines differ depends on it."""
         self._action = config.action
-        self._watches = [] if config.action == "off" else _watches(config)
+        self._watches = [] if config.action == "off" else _watches(config, staleness)
         self._counts = {watch.name: 0 for watch in self._watches}
         self._latest: dict[str, float] = {}
         for line in lines:
@@ -78,7 +91,7 @@ class CollapseGuard:
         )
 
 
-def _watches(config: GuardConfig) -> list[_Watch]:
+def _watches(config: GuardConfig, staleness: int) -> list[_Watch]:
     """Those that have a threshold, and that something trains."""
     idle = _Watch(
         "idle",
@@ -111,8 +124,7 @@ def _watches(config: GuardConfig) -> list[_Watch]:
             "mismatch.kl",
             config.mismatch_above,
             config.patience,
-            meaning="engines and trainer disagree about the policy",
-            remedy="set algorithm.correction.mode=sequence_mask or model.dtype=float32, or lower optimizer.lr",
+            **(_STALE if staleness else _DISAGREE),
         ),
     ]
     return [*(watch for watch in thresholds if watch is not None), idle]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -28,7 +29,7 @@ from megatron_cgrpo.trainer.guard import Collapsed, CollapseGuard
 from megatron_cgrpo.trainer.imitation import CritiqueRows
 from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.record import Record
-from megatron_cgrpo.trainer.serving import Serving, oldest_version, sampled_version
+from megatron_cgrpo.trainer.restarts import LOST
 from megatron_cgrpo.trainer.signals import StopRequested, StopSignal
 from megatron_cgrpo.trainer.step_metrics import (
     rollout_metrics,
@@ -39,6 +40,8 @@ from megatron_cgrpo.trainer.step_metrics import (
 )
 from megatron_cgrpo.trainer.system import System
 from megatron_cgrpo.trainer.verdicts import VerifierFailed, check_verifier, verdict_metrics
+from megatron_cgrpo.trainer.versions import check_versions, needed_version, oldest_version
+from megatron_cgrpo.trainer.weight_service import WeightService
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ class TrainingLoop:
         self._timer = Timer(tracer=tracer)
         self._benchmark = problems.benchmark(recipe)
         task, tokenizer = problems.task, problems.tokenizer
-        self._journal = Journal(record.directory / journal.DIRECTORY, record.last_step)
+        self._journal = Journal(record.directory / journal.DIRECTORY, record.last_step, record.origin())
         policy, *model = [
             JournaledGenerator(pool, self._journal, partial(oldest_version, recipe)) for pool in system.pools
         ]
@@ -76,10 +79,10 @@ class TrainingLoop:
         collector = Collector(policy, task, self._critics.at, recipe, tokenizer.decode, refiner, tracer)
         self._position = sampler.state()
         self._feeder = Feeder(collector, sampler, recipe, record.last_step + 1, self._critics.take_metrics)
-        self._serving = Serving(system, self._feeder, self._timer)
+        self._weights = WeightService(system, self._feeder, self._timer)
         self._critique_tokens = CritiqueRows(task, recipe.critic.sees, tokenizer.eos_token_id)
         self._witness = Witness(system.actor, task, tokenizer.show, recipe.observe)
-        self._guard = CollapseGuard(recipe.guard, record.metrics())
+        self._guard = CollapseGuard(recipe.guard, recipe.train.staleness, record.metrics())
         self._trained = record.last_step
 
     def run(self) -> None:
@@ -89,8 +92,7 @@ class TrainingLoop:
             with closing(self._journal), self._feeder:
                 self._train()
         except (StopRequested, Collapsed, VerifierFailed):
-            if self._record.last_saved != self._record.last_step:
-                self._save(self._record.last_step)
+            self._save_rest()
             raise
 
     def _train(self) -> None:
@@ -99,17 +101,17 @@ class TrainingLoop:
             self._record.base_evaluation(self._evaluate(self._recipe.evaluation.final_samples))
             self._tracer.flush(0)
         self._budget.spend(self._record.metrics())
-        self._serving.idle_share(self._timer.lap()["time.step"])  # set-up and the base evaluation are no step's time
+        self._weights.idle_share(self._timer.lap()["time.step"])  # set-up and the base evaluation are no step's time
         while not self._ended():
             self._step(self._trained + 1)
             self._stop.check()
 
     def _ended(self) -> bool:
-        return self._trained == self._recipe.train.steps or self._budget.used_up
+        return self._trained >= self._recipe.train.steps or self._budget.used_up
 
     def _step(self, step: int) -> None:
         algorithm = self._recipe.algorithm_at(step)
-        self._publish()
+        self._publish(self._stop.check)
         batch = self._collected()
         rows = build_rows(
             batch.groups,
@@ -132,26 +134,30 @@ class TrainingLoop:
             self._publish()
         self._after(batch, rows, updates, evidence, costs)
 
-    def _publish(self) -> None:
-        """The engines serve what the next step samples from, if it samples anything, and its collection may begin."""
-        algorithm = self._recipe.algorithm_at(self._trained + 1)
-        if not algorithm.samples_nothing:
-            version = sampled_version(self._recipe, self._trained + 1)
-            self._serving.serve(version, base=version != self._trained)
+    def _publish(self, poll: Callable[[], None] = lambda: None) -> None:
+        """The engines serve what may be collected now, if that samples anything, and its collection may begin.
+
+        What ``poll`` raises while engines come back breaks this off; nothing may after an update that has no line yet.
+        """
+        version = needed_version(self._recipe, self._trained)
+        if version is not None:
+            self._weights.serve(version, base=version != self._trained, poll=poll)
         self._feeder.published(self._trained)
 
     def _collected(self) -> Batch:
         """The next step's batch. Raises VerifierFailed, and StopRequested: what is not complete then is abandoned."""
         with self._timer.phase("collect"):
             batch = self._feeder.next(self._wait)
+        self._journal.complete(batch.step)
         check_verifier(batch.step, [*batch.groups, *batch.replaced])
+        check_versions(self._recipe, batch.step, batch.groups)
         if self._recipe.rollout.colocated:
-            self._serving.sleep()
+            self._weights.sleep()
         return batch
 
     def _wait(self) -> None:
         self._stop.check()
-        self._serving.rescue()
+        self._weights.rescue(self._stop.check)
 
     def _with_logprobs(self, rows: StepRows, algorithm: AlgorithmConfig) -> StepRows:
         """Adds what the objective needs and the engines cannot give.
@@ -181,9 +187,9 @@ class TrainingLoop:
 
     def _evaluate(self, samples: int) -> dict[str, float]:
         """Always finished: it belongs to the line of a step that is already trained."""
-        self._serving.serve(self._trained)
+        self._weights.serve(self._trained)
         with self._timer.phase("evaluate"):
-            return self._feeder.run(self._benchmark.evaluate(self._system.pool, samples), self._serving.rescue)
+            return self._feeder.run(self._benchmark.evaluate(self._system.pool, samples), self._weights.rescue)
 
     def _after(
         self, batch: Batch, rows: StepRows, updates: list[GroupUpdate], evidence: Evidence, costs: dict[str, float]
@@ -208,7 +214,7 @@ class TrainingLoop:
             self._record.prompts(step, groups, batch.replaced)
         lap = self._timer.lap()
         metrics |= buffer_metrics(batch, lap.get("time.collect", 0.0))
-        metrics["engines.idle"] = self._serving.idle_share(lap["time.step"])
+        metrics["engines.idle"] = self._weights.idle_share(lap["time.step"])
         times = time_metrics(lap, batch.clock, batch.seconds, tokens)
         collected = stage_seconds(batch.clock, batch.seconds)
         self._record.step(metrics | times | time_costs(times, collected, devices_of(recipe, step)))
@@ -219,6 +225,15 @@ class TrainingLoop:
         if not last:  # a finished run has its summary written, whatever the guard would say
             for alarm in self._guard.alarms():
                 logger.warning("step %d: %s", step, alarm)
+
+    def _save_rest(self) -> None:
+        """What was trained since the last checkpoint. The run ends for a reason of its own, which a rank that is lost
+        on the way must not hide: that would start the run again."""
+        try:
+            if self._record.last_saved != self._record.last_step:
+                self._save(self._record.last_step)
+        except LOST as lost:
+            logger.warning("steps %d to %d are lost: %s", self._record.last_saved + 1, self._record.last_step, lost)
 
     def _save(self, step: int) -> None:
         with self._timer.phase("checkpoint"):

@@ -83,13 +83,23 @@ class Problems:
         if critiques:
             self.check_critiques(recipe)
 
-    def check_step(self, prompts: int) -> None:
+    def check_step(self, recipe: Recipe) -> None:
         """Raises ConfigError where a step would ask a problem twice: with the same seeds, for the same responses."""
-        if prompts > len(self.train):
-            raise ConfigError(
-                f"train.prompts_per_step={prompts}: exceeds the {len(self.train)} problems of the training set: lower "
-                "it, or give more problems"
-            )
+        dynamic = recipe.rollout.dynamic_sampling
+        drawn = {"train.prompts_per_step": recipe.train.prompts_per_step}
+        if dynamic.enabled and dynamic.max_prompts is not None:
+            drawn["rollout.dynamic_sampling.max_prompts"] = dynamic.max_prompts
+        for key, prompts in drawn.items():
+            if prompts > len(self.train):
+                raise ConfigError(
+                    f"{key}={prompts}: exceeds the {len(self.train)} problems of the training set: lower it, or give "
+                    "more problems"
+                )
+
+    def per_step(self, recipe: Recipe) -> int:
+        """The most prompts that a step draws, all different."""
+        wanted, dynamic = recipe.train.prompts_per_step, recipe.rollout.dynamic_sampling
+        return min(len(self.train), dynamic.draws(wanted) if dynamic.enabled else wanted)
 
     def check(self, prompt: Prompt) -> None:
         """Raises ConfigError for a prompt that the recipe's limits have no room for."""

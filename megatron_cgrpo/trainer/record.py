@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+
 from megatron_cgrpo.config.errors import CheckpointNotWritten, ConfigError, RunError
 from megatron_cgrpo.config.loading import dump_recipe, load_recipe
 from megatron_cgrpo.config.recipe import Recipe
@@ -27,6 +29,8 @@ from megatron_cgrpo.types import Group
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+LAST_CHECKPOINT = "last_checkpoint"
+"""Its step, beside the checkpoints: so that those that are gone are told from those that a full disk did not take."""
 CONFIG = "config.yaml"
 
 
@@ -44,9 +48,10 @@ class Record:
         self.checkpoint = self._store.latest() if resume else None
         self.manifest = None if self.checkpoint is None else read_manifest(self.checkpoint)
         self.last_step = self.last_saved = self.manifest.step if self.manifest else 0
-        self._model: BaseModel | None = None
+        self._base: BaseModel | None = None
         if resume:
             check_same(recipe, self._earlier_recipe())
+            self._check_steps()
             self._check_metrics()
         with self._disk():
             write_text(self.directory / CONFIG, dump_recipe(recipe))
@@ -70,17 +75,26 @@ class Record:
         """Raises ConfigError where a resumed run would start from another model than the interrupted one."""
         critic = self._recipe.critic.model.path if self._recipe.critic.needs_model else None
         critic_fingerprint = None if critic is None else model_fingerprint(critic)
-        self._model = BaseModel(model_dir, model_fingerprint(model_dir), critic_fingerprint)
-        if self.manifest is not None and self.manifest.model != self._model.fingerprint:
+        self._base = BaseModel(model_dir, model_fingerprint(model_dir), critic_fingerprint)
+        if self.manifest is not None and self.manifest.model != self._base.fingerprint:
             raise ConfigError(
                 f"{model_dir}: is not the model that the run in {self.directory} started from: restore that one, or "
                 "start a new run.dir"
             )
-        if self.manifest is not None and self.manifest.critic != self._model.critic:
+        if self.manifest is not None and self.manifest.critic != self._base.critic:
             raise ConfigError(
                 f"critic.model.path={critic}: is not the critic that the run in {self.directory} began with: restore "
                 "that one, or start a new run.dir"
             )
+
+    def origin(self) -> dict[str, Any]:
+        """What decides beside the recipe's method which weights a version is, to the last bit."""
+        return {
+            "model": self._model.fingerprint,
+            "critic": self._model.critic,
+            "parallel": self._recipe.parallel.model_dump(mode="json"),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        }
 
     @property
     def has_base_evaluation(self) -> bool:
@@ -116,14 +130,20 @@ class Record:
 
     def save_checkpoint(self, step: int, sampler: SamplerState, write_policy: Callable[[Path], None]) -> None:
         """Where the disk does not take it, the run goes on without, and ``last_saved`` tells."""
-        if self._model is None:
-            raise RuntimeError("save_checkpoint before starts_from: the base model is not known yet")
         try:
             self._store.save(step, self._recipe, self._model, sampler, write_policy)
         except CheckpointNotWritten as error:
             logger.warning("step %d: no checkpoint: %s; step %d stays the last one saved", step, error, self.last_saved)
         else:
             self.last_saved = step
+            with self._disk():
+                write_text(self.directory / LAST_CHECKPOINT, f"{step}\n")
+
+    @property
+    def _model(self) -> BaseModel:
+        if self._base is None:
+            raise RuntimeError("before starts_from the base model is not known")
+        return self._base
 
     def _earlier_recipe(self) -> dict[str, Any]:
         if self.manifest is not None:
@@ -133,14 +153,20 @@ class Record:
             raise ConfigError(f"run.dir={self.directory}: holds no run ({CONFIG} is missing): leave out --resume")
         return load_recipe(path, []).model_dump(mode="json")
 
+    def _check_steps(self) -> None:
+        if self.last_step > self._recipe.train.steps:
+            raise ConfigError(
+                f"train.steps={self._recipe.train.steps}: the run in {self.directory} has trained {self.last_step}: "
+                "raise it, or start a new run.dir"
+            )
+
     def _check_metrics(self) -> None:
-        """The metrics must reach the checkpoint, and must not tell of one that is gone."""
+        """The metrics must reach the checkpoint, and no checkpoint may be gone."""
         path = self.directory / METRICS
         last = max((int(line["step"]) for line in read_metrics(path)), default=-1) if path.is_file() else -1
         if self.manifest is not None and last < self.manifest.step:
             raise ConfigError(f"{path}: ends before the checkpoint's step {self.manifest.step}: restore the file")
-        # At the step of the first checkpoint its line may be there before it is.
-        if self.manifest is None and 0 < self._recipe.checkpoint.every < last:
+        if self.manifest is None and (self.directory / LAST_CHECKPOINT).is_file():
             raise ConfigError(
                 f"run.dir={self.directory}: its checkpoints are gone: restore them, or start a new run.dir"
             )

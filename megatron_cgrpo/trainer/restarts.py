@@ -23,7 +23,7 @@ class Restarts:
     def __init__(self, limit: int, start_timeout_s: float) -> None:
         self._limit, self._start_timeout_s = limit, start_timeout_s
         self._used, self._farthest = 0, -1
-        self._has_served = False
+        self._came_up = False
 
     @property
     def patience_s(self) -> float:
@@ -31,16 +31,16 @@ class Restarts:
         lost machine may come back; a first start not at all."""
         return self._start_timeout_s if self._used else RELEASE_S
 
-    def serving(self) -> None:
+    def came_up(self) -> None:
         """The system is up. What has never come up is not restarted: it would not come up the next time either."""
-        self._has_served = True
+        self._came_up = True
 
     def spend(self, lost: Exception, last_step: int, saved: int) -> None:
         """Takes a restart for ``lost``, which ended an attempt after ``last_step``; the next begins after ``saved``.
 
         Raises ``lost`` itself where none is left.
         """
-        if not self._has_served:
+        if not self._came_up:
             raise lost
         if last_step > self._farthest:
             self._farthest, self._used = last_step, 0

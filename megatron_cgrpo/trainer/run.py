@@ -38,7 +38,7 @@ def train(recipe: Recipe, *, resume: bool) -> None:
     """
     limit = compute_of(recipe.train.compute_of)
     with Problems.load(recipe) as problems:
-        problems.check_step(recipe.train.prompts_per_step)
+        problems.check_step(recipe)
         check_imitation(recipe, problems)
         with exit_on_stop() as stop, open_display(recipe.train.steps, recipe.observe.live) as display:
             lines = _train(recipe, problems, limit, display, stop, resume=resume)
@@ -94,7 +94,7 @@ def _attempt(
     budget: ComputeBudget,
 ) -> None:
     """Trains from where ``record`` begins to the end of the run, on a system of its own."""
-    sampler = PromptSampler(problems.train, recipe.seed)
+    sampler = PromptSampler(problems.train, recipe.seed, problems.per_step(recipe))
     if record.manifest is not None:
         sampler.load_state(record.manifest.sampler)
     model_dir = base_model(recipe, problems, display, stop)
@@ -103,7 +103,7 @@ def _attempt(
     tracer = Tracer(record.directory / "trace", record.last_step) if recipe.observe.trace else NoTrace()
     reference = any(algorithm.needs_reference for algorithm in recipe.algorithms)
     with (
-        ray_cluster(processes(recipe, critic=True)),
+        ray_cluster(processes(recipe, critic=True), recipe.rollout.start_timeout_s),
         start_system(
             recipe,
             model_dir,
@@ -117,7 +117,7 @@ def _attempt(
         if record.manifest is not None and record.checkpoint is not None:
             policy = (record.checkpoint / POLICY).absolute()
             system.actor.resume(policy, same_layout=record.manifest.same_layout(recipe.parallel))
-        restarts.serving()
+        restarts.came_up()
         display.status("training")
         TrainingLoop(recipe, system, problems, sampler, record, stop, budget, tracer).run()
     if record.last_saved != record.last_step:

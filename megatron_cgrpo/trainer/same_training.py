@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from blake3 import blake3
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model_files import MEGATRON_INDEX
 from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.config.section import Section
 
 # Sections and keys that decide how a run runs and what it shows, not what it computes.
 _FREE_SECTIONS = ("run", "parallel", "checkpoint", "observe", "sync", "guard")
@@ -53,13 +54,30 @@ _BLOCKS, _BLOCK_BYTES = 256, 1 << 16
 
 
 def check_same(recipe: Recipe, earlier: dict[str, Any], sections: Iterable[str] | None = None) -> None:
-    """Raises ConfigError naming each difference that matters; ``sections`` limits what is compared (None: all)."""
-    now = recipe.model_dump(mode="json")
+    """Raises ConfigError naming each difference that matters; ``sections`` limits what is compared (None: all).
+
+    A key that the release that wrote ``earlier`` did not have had its default.
+    """
+    now, earlier = recipe.model_dump(mode="json"), _with_defaults(recipe, earlier)
     problems: list[str] = []
     for section in sections or [name for name in now if name not in _FREE_SECTIONS]:
         problems += _differences(section, now[section], earlier.get(section))
     if problems:
         raise ConfigError(sorted(problems))
+
+
+def _with_defaults(like: Section, earlier: dict[str, Any]) -> dict[str, Any]:
+    """``earlier`` with the keys of ``like``'s sections that it lacks, wherever both have the section."""
+    defaults = type(like).model_construct().model_dump(mode="json")
+    return {key: _section_with_defaults(getattr(like, key, None), value) for key, value in (defaults | earlier).items()}
+
+
+def _section_with_defaults(like: Any, earlier: Any) -> Any:
+    if isinstance(like, Section) and isinstance(earlier, dict):
+        return _with_defaults(like, earlier)
+    if isinstance(like, Sequence) and isinstance(earlier, list) and len(like) == len(earlier):
+        return [_section_with_defaults(*pair) for pair in zip(like, earlier, strict=True)]
+    return earlier
 
 
 def _differences(section: str, now: Any, then: Any) -> list[str]:

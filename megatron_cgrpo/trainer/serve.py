@@ -87,7 +87,10 @@ def served(
         check_same(recipe, manifest.recipe, ("task", "warm_start"))
     with open_display(0, live=False) as display:
         model_dir = base_model(recipe, problems, display, stop)
-    with ray_cluster(processes(recipe, critic=critic)), start_system(recipe, model_dir, stop, critic=critic) as system:
+    with (
+        ray_cluster(processes(recipe, critic=critic), recipe.rollout.start_timeout_s),
+        start_system(recipe, model_dir, stop, critic=critic) as system,
+    ):
         if checkpoint is not None:
             system.actor.load_checkpoint((checkpoint / POLICY).absolute())
         system.actor.push(manifest.weight_version if manifest else 0)

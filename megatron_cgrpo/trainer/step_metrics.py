@@ -96,14 +96,19 @@ def time_metrics(lap: dict[str, float], clock: StageClock, seconds: float, updat
     collected = stage_seconds(clock, seconds)
     engine_seconds = sum(collected.get(stage, 0.0) for stage in clock.tokens)
     if engine_seconds:
-        metrics["throughput.engine_tokens_per_s"] = sum(clock.tokens.values()) / engine_seconds
+        metrics["throughput.engine_tokens_per_s"] = (sum(clock.tokens.values()) + clock.given_up) / engine_seconds
     if metrics.get("time.update"):
         metrics["throughput.trainer_tokens_per_s"] = update_tokens / metrics["time.update"]
     return metrics
 
 
 def token_metrics(clock: StageClock, update_tokens: int) -> dict[str, float]:
-    return {f"tokens.{stage}": count for stage, count in clock.tokens.items()} | {"tokens.update": update_tokens}
+    """``throughput.given_up_tokens`` were sampled for prompts that dynamic sampling began and did not need."""
+    metrics: dict[str, float] = {f"tokens.{stage}": count for stage, count in clock.tokens.items()}
+    metrics["tokens.update"] = update_tokens
+    if clock.given_up:
+        metrics["throughput.given_up_tokens"] = clock.given_up
+    return metrics
 
 
 def _critique_agreement(groups: Sequence[Group]) -> dict[str, float]:

@@ -56,7 +56,7 @@ def base_model(recipe: Recipe, problems: Problems, display: Display, stop: StopS
     if target.is_dir():
         logger.info("base model: cached in %s", target)
     else:
-        _train(recipe.warm_start, shape, task, tokenizer, target, display, stop)
+        _train(recipe.warm_start, shape, task, tokenizer, target, display, stop, recipe.rollout.start_timeout_s)
     return target
 
 
@@ -87,10 +87,11 @@ def _train(
     target: Path,
     display: Display,
     stop: StopSignal,
+    start_timeout_s: float,
 ) -> None:
     display.status(f"warm start: {config.steps} supervised steps (kept for later runs)")
     ranks = config.tp * config.dp
-    with ray_cluster(ranks):
+    with ray_cluster(ranks, start_timeout_s):
         stop.rearm()
         check_capacity(ranks, torch.cuda.is_available())
         actor = _actor(config, shape)
@@ -100,10 +101,10 @@ def _train(
             update = actor.supervised_update(rows)
             if step % _REPORT_EVERY == 0 or step == config.steps:
                 display.status(f"warm start: step {step}/{config.steps}, loss {update.sums['loss']:.3f}")
-        config = hf_config(shape, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        exported = hf_config(shape, tokenizer.eos_token_id, tokenizer.pad_token_id)
         with tempfile.TemporaryDirectory() as folder:
             write_tokenizer(Path(folder))
-            actor.export_hf(target.absolute(), config, Path(folder))
+            actor.export_hf(target.absolute(), exported, Path(folder))
         actor.stop()
 
 

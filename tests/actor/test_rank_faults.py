@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import psutil
 import pytest
 import ray
 from rank_cases import SPEC, training_rows
+from received_weights import Receiver
 from small_disk import fill, small_disk
 
 from megatron_cgrpo.actor.group import ActorGroup, TrainerDied
@@ -71,14 +73,25 @@ def test_a_dead_rank_is_named_and_nobody_waits_for_it(group: ActorGroup) -> None
         group.update(training_rows(), SPEC)
 
 
+def test_a_first_rank_that_is_dead_when_it_is_asked_alone_is_a_lost_trainer(group: ActorGroup, tmp_path: Path) -> None:
+    for process in psutil.Process().children(recursive=True):
+        if "ray::Worker" in process.name():
+            process.kill()
+    with pytest.raises(TrainerDied, match="^trainer rank 0 died during free_endpoint: "):
+        group.connect("file", Receiver(tmp_path), 1, "float32")
+
+
 def test_ranks_that_find_no_place_are_given_up(group: ActorGroup) -> None:
     with pytest.raises(TrainerDied, match=r"1 trainer rank\(s\) did not start within rollout.start_timeout_s=1: raise"):
         start(1, start_timeout_s=1.0)
 
 
-def test_a_rank_that_dies_idle_is_no_error_when_it_is_stopped(group: ActorGroup) -> None:
+def test_ranks_that_die_idle_are_no_error_when_they_are_stopped_and_leave_their_places(group: ActorGroup) -> None:
     for process in psutil.Process().children(recursive=True):
         if "ray::Worker" in process.name():
             process.kill()
     group.stop()
-    assert ray.available_resources()["CPU"] <= 2
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < 2:
+        assert time.monotonic() < deadline, "the dead ranks' places are still taken"
+        time.sleep(0.1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from chat_server import Answer, ChatServer, chat_server, says
@@ -247,6 +249,27 @@ def test_what_it_cost_is_counted_whatever_came_of_it() -> None:
     }
     assert api.take_metrics() == counted
     assert not any(api.take_metrics().values()), "counted since the last call"
+
+
+def test_every_draft_has_its_own_bill_though_they_are_written_together() -> None:
+    def answer(body: dict[str, Any], number: int) -> Answer:
+        return Answer(status=500, body=b"oops") if body["seed"] == 1 and number < 3 else says(GOOD)
+
+    with chat_server(answer) as server:
+        api = writer(server, retries=9)
+
+        async def write() -> list[Any]:
+            return await asyncio.gather(*(api.write(replace(request(), seed=seed)) for seed in range(3)))
+
+        drafts = asyncio.run(write())
+        metrics = api.take_metrics()
+        assert metrics["critique.api.requests"] == sum(draft.bill.requests for draft in drafts)
+        assert [(draft.bill.requests, draft.bill.retries) for draft in (drafts[0], drafts[2])] == [(1, 0), (1, 0)]
+        assert drafts[1].bill.retries == drafts[1].bill.requests - 1 == metrics["critique.api.retries"]
+        assert [(draft.bill.prompt_tokens, draft.bill.generated_tokens) for draft in drafts] == [(100, 20)] * 3
+        api.charge(drafts[1].bill)
+        again = api.take_metrics()
+    assert again["critique.api.requests"] == drafts[1].bill.requests and again["critique.api.prompt_tokens"] == 100
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from ray.cluster_utils import Cluster
 
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.launch.placement import Layout, Place, anywhere, reserved
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # its actors cannot import a test
 
 DEVICES = 4  # a node
 

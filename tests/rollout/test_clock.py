@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cgrpo.rollout.clock import StageClock
+from megatron_cgrpo.rollout.clock import Spent, StageClock
 
 
 class Time:
@@ -41,8 +41,10 @@ def test_time_is_counted_when_a_stage_fails() -> None:
 
 def test_tokens_add_up_by_stage() -> None:
     clock = StageClock(Time())
-    for stage, sampled, prompt in (("generate", 5, 3), ("refine", 2, 20), ("generate", 7, 4)):
-        clock.count_tokens(stage, sampled, prompt)
+    clock.count([Spent("generate", 5, 3), Spent("refine", 2, 20)])
+    clock.count([Spent("generate", 70, 40), Spent("refine", 8, 9)], used=False)
+    clock.count([Spent("generate", 7, 4)])
+    assert clock.given_up == 78
     assert clock.tokens == {"generate": 12, "refine": 2}
     assert clock.prompt_tokens == {"generate": 7, "refine": 20}
 

@@ -137,3 +137,17 @@ def test_two_steps_may_be_collected_at_once() -> None:
         assert (alone.groups, alone.replaced) == (collected.groups, collected.replaced)
         assert collected.clock.tokens["generate"] > 0
     assert together[0].groups != together[1].groups
+
+
+def test_tokens_are_those_of_the_prompts_that_are_used_up_whoever_ends_first() -> None:
+    """So equal runs report equal tokens and costs; what prompts that come again had sampled is told apart."""
+    counts, given_up = set(), set()
+    for order in range(6):
+        collected, _ = draw(recipe(over_provision=2.0, max_prompts=40), order)
+        groups = collected.groups + collected.replaced
+        sampled = sum(len(sample.completion.token_ids) for group in groups for sample in group.initial)
+        assert collected.clock.tokens["generate"] == sampled
+        assert collected.clock.prompt_tokens["generate"] == sum(len(group.prompt.token_ids) for group in groups)
+        counts.add((tuple(collected.clock.tokens.items()), tuple(collected.clock.prompt_tokens.items())))
+        given_up.add(collected.clock.given_up)
+    assert len(counts) == 1 and len(given_up) > 1

@@ -69,7 +69,6 @@ def test_a_push_freezes_loads_stamps_and_goes_on() -> None:
     asyncio.run(push(control, 7))
     assert llm.calls == ["pause keep True", "start", "update weights", "finish 7", "resume"]
     asyncio.run(control.admitted())
-    asyncio.run(control.serving())
 
 
 def test_requests_wait_for_an_update_and_are_unblocked_by_its_end_or_failure() -> None:
@@ -88,7 +87,6 @@ def test_requests_wait_for_an_update_and_are_unblocked_by_its_end_or_failure() -
 
         await control.start_update()
         waiting = [asyncio.create_task(control.admitted()) for _ in range(2)]
-        serving = asyncio.create_task(control.serving())
         await settled()
         llm.fails = "update"
         with pytest.raises(ConnectionError):
@@ -98,9 +96,8 @@ def test_requests_wait_for_an_update_and_are_unblocked_by_its_end_or_failure() -
         with pytest.raises(EngineNotReady, match="the last push failed"):
             control.check_open()
         llm.fails = None
-        assert not serving.done()
         await push(control)
-        await serving
+        await control.admitted()
 
     asyncio.run(run())
 

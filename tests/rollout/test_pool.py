@@ -18,6 +18,7 @@ from megatron_cgrpo.rollout.protocol import (
     EngineNotReady,
     EngineStartError,
     GenerateRequest,
+    ProcessEnded,
     RequestKey,
 )
 from megatron_cgrpo.types import Completion, FinishReason
@@ -26,13 +27,13 @@ from megatron_cgrpo.types import Completion, FinishReason
 class ScriptedEngine:
     """Answers with its request's seed as the token, once ``gate`` is open; ``failures`` are raised first.
 
-    ``weights`` are there from the start, until ``restart``.
+    ``weights`` are there from the start, until ``restart``. It lives, and is asleep, once it ``answers``.
     """
 
     def __init__(self, *failures: Exception) -> None:
         self.failures = list(failures)
-        self.gate, self.weights, self.starts = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        for event in (self.gate, self.weights, self.starts):
+        self.gate, self.weights, self.starts, self.answers = (asyncio.Event() for _ in range(4))
+        for event in (self.gate, self.weights, self.starts, self.answers):
             event.set()
         self.served: list[int] = []
         self.restarts = self.shutdowns = self.sleeps = self.given_up = 0
@@ -57,10 +58,11 @@ class ScriptedEngine:
     async def ready(self) -> None:
         await self.starts.wait()
 
-    async def serving(self) -> None:
-        await self.weights.wait()
+    async def alive(self) -> None:
+        await self.answers.wait()
 
     async def sleep(self) -> None:
+        await self.answers.wait()
         self.sleeps += 1
 
     async def shutdown(self) -> None:
@@ -73,6 +75,15 @@ def request(seed: int, max_tokens: int = 10) -> GenerateRequest:
 
 def make_pool(*engines: ScriptedEngine, progress_timeout_s: float = 60.0, start_timeout_s: float = 60.0) -> EnginePool:
     return EnginePool(engines, progress_timeout_s, start_timeout_s)
+
+
+async def push(pool: EnginePool) -> None:
+    """Weights for every engine."""
+    await pool.updating()
+    for engine in pool.engines:
+        assert isinstance(engine, ScriptedEngine)
+        engine.weights.set()
+    await pool.updated()
 
 
 async def settled() -> None:
@@ -110,10 +121,9 @@ def test_a_request_survives_the_death_of_its_engine() -> None:
         await pool.generate(request(9))
         await settled()
         assert dying.served == [7] and healthy.served == [7, 8, 9], "nothing before the push after recover"
-        dying.weights.set()
-        await settled()
+        await push(pool)
         await pool.generate(request(10))
-        assert dying.served == [7, 10]
+        assert dying.served == [7, 10] and pool.lost == 0
 
     asyncio.run(run())
 
@@ -130,17 +140,26 @@ def test_when_every_engine_is_lost_requests_wait_for_recover_and_a_push() -> Non
 
         engines = [Mortal(), Mortal()]
         pool = make_pool(*engines)
+        await pool.updated()
         calls = [asyncio.create_task(pool.generate(request(seed))) for seed in range(5)]
         await settled()
         assert pool.stranded and pool.lost == 2 and not any(call.done() for call in calls)
         await pool.recover()
         await settled()
-        assert not pool.stranded and not any(call.done() for call in calls), "there are no weights yet"
-        engines[1].weights.set()
+        assert pool.stranded and not any(call.done() for call in calls), "there are no weights yet"
+        await push(pool)
         results = await asyncio.gather(*calls)
         assert [completion.token_ids for [completion] in results] == [[seed] for seed in range(5)]
-        assert [engine.restarts for engine in engines] == [1, 1]
-        assert engines[0].served == [], "it still has no weights"
+        assert [engine.restarts for engine in engines] == [1, 1] and pool.lost == 0
+
+    asyncio.run(run())
+
+
+def test_where_nobody_pushes_the_loss_of_the_last_engine_is_an_error() -> None:
+    async def run() -> None:
+        pool = make_pool(ScriptedEngine(EngineDied("gone")), ScriptedEngine(EngineDied("gone")))
+        with pytest.raises(EngineDied, match="no engine is left"):
+            await pool.generate(request(0))
 
     asyncio.run(run())
 
@@ -149,6 +168,7 @@ def test_waiting_goes_on_in_another_event_loop() -> None:
     pool = make_pool(ScriptedEngine(EngineDied("a")))
 
     async def given_up() -> None:
+        await pool.updated()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await pool.generate(request(0))
@@ -158,9 +178,7 @@ def test_waiting_goes_on_in_another_event_loop() -> None:
                 await pool.generate(request(0))
 
     async def again() -> list[Completion]:
-        [engine] = pool.engines
-        assert isinstance(engine, ScriptedEngine)
-        engine.weights.set()
+        await push(pool)
         return await pool.generate(request(1))
 
     asyncio.run(given_up())
@@ -178,17 +196,40 @@ def test_an_engine_without_weights_is_an_error_before_the_first_push() -> None:
     asyncio.run(run())
 
 
-def test_an_engine_that_lost_its_weights_unnoticed_waits_for_the_next_push_without_a_restart() -> None:
+def test_an_engine_that_lost_its_weights_unnoticed_serves_again_with_the_next_push_without_a_restart() -> None:
     async def run() -> None:
         engine = ScriptedEngine()
         pool = make_pool(engine)
-        await pool.generate(request(0))
-        engine.failures.append(EngineNotReady("a push failed"))
+        await push(pool)
+        engine.weights.clear()  # before anything was served
         call = asyncio.create_task(pool.generate(request(1)))
         await settled()
-        assert pool.stranded and engine.restarts == 0
-        await pool.recover()
+        assert pool.stranded and engine.restarts == 0 and not call.done()
+        await push(pool)
         assert (await call)[0].token_ids == [1]
+
+    asyncio.run(run())
+
+
+def test_news_of_missing_weights_from_before_a_push_closes_nothing_after_it() -> None:
+    async def run() -> None:
+        class Late(ScriptedEngine):
+            async def generate(self, request: GenerateRequest) -> list[Completion]:
+                if not self.served:
+                    self.served.append(request.seed)
+                    await self.gate.wait()
+                    raise EngineNotReady("push first")
+                return await super().generate(request)
+
+        engine = Late()
+        engine.gate.clear()
+        pool = make_pool(engine)
+        await push(pool)
+        call = asyncio.create_task(pool.generate(request(3)))
+        await settled()
+        await push(pool)
+        engine.gate.set()
+        assert (await call)[0].token_ids == [3] and engine.served == [3, 3]
 
     asyncio.run(run())
 
@@ -208,12 +249,13 @@ def test_late_news_of_an_earlier_death_does_not_kill_the_engine_again() -> None:
         engine = Late(EngineDied("gone"))
         engine.gate.clear()
         pool = make_pool(engine)
+        await pool.updated()
         second = asyncio.create_task(pool.generate(request(0)))
         first = asyncio.create_task(pool.generate(request(1)))
         await settled()
         assert pool.stranded and engine.restarts == 1
         await pool.recover()
-        engine.weights.set()
+        await push(pool)
         engine.gate.set()
         await asyncio.gather(first, second)
         assert engine.restarts == 1 and pool.lost == 0
@@ -250,18 +292,121 @@ def test_an_engine_that_keeps_finishing_is_not_stuck() -> None:
     asyncio.run(run())
 
 
+def test_during_a_push_nothing_has_to_finish_and_the_deadline_begins_anew_after_it() -> None:
+    async def run() -> None:
+        engines = [ScriptedEngine(), ScriptedEngine()]
+        for engine in engines:
+            engine.gate.clear()  # frozen by the update
+        pool = make_pool(*engines, progress_timeout_s=0.05)
+        calls = [asyncio.create_task(pool.generate(request(seed))) for seed in range(4)]
+        await settled()
+        await pool.updating()
+        await asyncio.sleep(0.2)
+        assert not any(engine.restarts for engine in engines)
+        await pool.updated()
+        await asyncio.sleep(0)
+        assert not any(engine.restarts for engine in engines)
+        engines[0].gate.set()  # the other one is really stuck
+        await asyncio.gather(*calls)
+        assert [engine.restarts for engine in engines] == [0, 1]
+
+    asyncio.run(run())
+
+
+def test_other_engines_pushes_do_not_put_off_the_deadline_of_one_that_is_not_pushed_to() -> None:
+    """A critic's, which is said to have weights again whenever the policy's engines have."""
+
+    async def run() -> None:
+        stuck, healthy = ScriptedEngine(), ScriptedEngine()
+        stuck.gate.clear()
+        pool = make_pool(stuck, healthy, progress_timeout_s=0.1)
+        call = asyncio.create_task(pool.generate(request(0)))
+        async with asyncio.timeout(60):
+            while not call.done():
+                await pool.updated()
+                await asyncio.sleep(0.01)
+        assert stuck.restarts == 1
+
+    asyncio.run(run())
+
+
+def test_an_update_that_fails_on_an_engine_costs_it_nothing_but_the_next_one() -> None:
+    async def run() -> None:
+        failing, healthy = ScriptedEngine(), ScriptedEngine()
+        pool = make_pool(failing, healthy)
+        await push(pool)
+        await pool.updating()
+        failing.weights.clear()
+        await pool.generate(request(0))
+        assert (pool.lost, healthy.served) == (1, [0]), "another one was asked"
+        await push(pool)
+        assert (pool.lost, failing.restarts) == (0, 0)
+
+    asyncio.run(run())
+
+
 def test_a_death_that_no_request_met_is_found_by_asking() -> None:
     async def run() -> None:
         class Dead(ScriptedEngine):
-            async def ready(self) -> None:
+            async def alive(self) -> None:
                 if not self.restarts:
-                    raise EngineStartError("gone")
+                    raise EngineDied("gone")
 
         dead, frozen, healthy = Dead(), ScriptedEngine(), ScriptedEngine()
-        frozen.starts.clear()
+        frozen.answers.clear()
         pool = make_pool(dead, frozen, healthy, progress_timeout_s=0.05)
         await pool.check()
         assert (dead.restarts, frozen.restarts, healthy.restarts, pool.lost) == (1, 1, 0, 2)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("asked", ["check", "generate", "sleep"])
+def test_an_engine_whose_process_is_being_started_again_is_not_ended_once_more(asked: str) -> None:
+    async def run() -> None:
+        class Starting(ScriptedEngine):
+            async def alive(self) -> None:
+                raise ProcessEnded("unavailable")
+
+            sleep = alive
+
+        engine = Starting(ProcessEnded("unavailable"))
+        pool = make_pool(engine, progress_timeout_s=0.01)
+        await pool.updated()
+        if asked == "generate":
+            asyncio.create_task(pool.generate(request(0)))
+            await settled()
+        else:
+            await getattr(pool, asked)()
+        assert (pool.lost, engine.restarts) == (1, 0)
+        engine.starts.clear()
+        recovering = asyncio.create_task(pool.recover())
+        await asyncio.sleep(0.05)  # a start takes longer than any answer may
+        assert not recovering.done() and engine.restarts == 0
+        engine.starts.set()
+        await recovering
+        await push(pool)
+        assert pool.lost == 0
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_is_found_alive_but_without_weights_gets_them_with_the_push() -> None:
+    """It has started again between two requests; the check comes in the middle of a push."""
+
+    async def run() -> None:
+        engine, other = ScriptedEngine(), ScriptedEngine()
+        pool = make_pool(engine, other)
+        await push(pool)
+        engine.weights.clear()
+        await pool.updating()
+        await pool.check()
+        await asyncio.gather(*(pool.generate(request(seed)) for seed in range(4)))
+        assert (pool.lost, engine.restarts) == (1, 0)
+        await push(pool)
+        assert pool.lost == 0
+        await asyncio.gather(*(pool.generate(request(seed)) for seed in range(4)))
+        assert engine.served
 
     asyncio.run(run())
 
@@ -271,6 +416,7 @@ def test_engines_that_do_not_start_again_in_time_are_an_error_with_a_remedy() ->
         engine = ScriptedEngine(EngineDied("gone"))
         engine.starts.clear()
         pool = make_pool(engine, start_timeout_s=0.02)
+        await pool.updated()
         call = asyncio.create_task(pool.generate(request(0)))
         await settled()
         with pytest.raises(EngineStartError, match="rollout.start_timeout_s=0.02: raise it"):
@@ -294,6 +440,47 @@ def test_engines_sleep_between_requests_only() -> None:
         await call
         await pool.sleep()
         assert engine.sleeps == 1
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_does_not_fall_asleep_is_lost_and_the_others_sleep() -> None:
+    async def run() -> None:
+        class Dying(ScriptedEngine):
+            async def sleep(self) -> None:
+                raise EngineDied("out of memory")
+
+        dying, frozen, healthy = Dying(), ScriptedEngine(), ScriptedEngine()
+        frozen.answers.clear()
+        pool = make_pool(dying, frozen, healthy, progress_timeout_s=0.02)
+        await pool.sleep()
+        assert (dying.restarts, frozen.restarts, healthy.restarts, healthy.sleeps) == (1, 1, 0, 1)
+        assert pool.stranded
+        await pool.recover()
+        await push(pool)
+        assert pool.lost == 0
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_starts_while_the_others_sleep_is_waited_for_so_that_it_sleeps_too() -> None:
+    async def run() -> None:
+        class Starting(ScriptedEngine):
+            """Sleeps at the end of its start, like every engine that shares its devices."""
+
+            async def ready(self) -> None:
+                await super().ready()
+                self.sleeps = 1
+
+        engine = Starting(EngineDied("gone"))
+        engine.starts.clear()
+        pool = make_pool(engine, ScriptedEngine())
+        await pool.generate(request(0))
+        await pool.sleep()
+        assert engine.sleeps == 0
+        engine.starts.set()
+        await settled()
+        assert engine.sleeps == 1 and pool.stranded
 
     asyncio.run(run())
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import sys
+import time
 
 import pytest
 import ray
 from ray.actor import ActorHandle
 
-from megatron_cgrpo.rollout.protocol import EngineDied, EngineNotReady, GenerateRequest
+from megatron_cgrpo.rollout.pool import EnginePool
+from megatron_cgrpo.rollout.protocol import EngineDied, EngineNotReady, EngineStartError, GenerateRequest, ProcessEnded
 from megatron_cgrpo.rollout.ray_engine import RayEngine
 
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # its actors cannot import a test
+
+START_S = 4.0
 REQUEST = GenerateRequest([1], 1, 0, 4)
 
 
@@ -36,6 +43,19 @@ class Actor:
 
     async def counts(self) -> tuple[int, int]:
         return self.came, self.given_up
+
+
+class Starting:
+    def __init__(self) -> None:
+        time.sleep(START_S)
+
+    async def ready(self) -> None: ...
+
+    async def process(self) -> int:
+        return os.getpid()
+
+    async def until_ended(self) -> None:
+        await asyncio.Event().wait()
 
 
 def start(fails: str = "") -> ActorHandle:
@@ -68,5 +88,38 @@ def test_what_nobody_waits_for_any_more_is_not_generated(cluster: None) -> None:
 def test_remote_errors_are_ours(cluster: None) -> None:
     with pytest.raises(EngineNotReady, match="push first"):
         asyncio.run(RayEngine(start("not ready")).generate(REQUEST))
-    with pytest.raises(EngineDied, match="the engine's process died"):
+    with pytest.raises(ProcessEnded, match="the engine's process died"):
         asyncio.run(RayEngine(start("dies")).generate(REQUEST))
+
+
+def test_a_process_that_ended_takes_one_restart_and_one_that_hangs_another(cluster: None) -> None:
+    """``alive`` says at once that it is being started again, which takes longer than an answer may."""
+
+    async def run() -> None:
+        handle = ray.remote(Starting).options(num_cpus=0, max_restarts=3, max_concurrency=100).remote()
+        engine = RayEngine(handle)
+        pool = EnginePool([engine], progress_timeout_s=START_S / 2, start_timeout_s=60)
+        await engine.ready()
+        first = await handle.process.remote()
+        os.kill(first, signal.SIGKILL)
+        await pool.check()
+        assert pool.lost == 1
+        await pool.recover()
+        await pool.updated()
+        second = await handle.process.remote()
+        os.kill(second, signal.SIGSTOP)
+        await pool.check()
+        await pool.recover()
+        await pool.updated()
+        third = await handle.process.remote()
+        assert len({first, second, third}) == 3 and pool.lost == 0
+        await engine.restart()
+        await engine.ready()
+        fourth = await handle.process.remote()
+        assert fourth != third, "it is not the old process that says it is ready"
+        os.kill(fourth, signal.SIGKILL)
+        await pool.check()
+        with pytest.raises(EngineStartError):  # its restarts are used up, no sooner
+            await pool.recover()
+
+    asyncio.run(run())

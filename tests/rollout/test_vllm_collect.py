@@ -50,6 +50,7 @@ def served(cluster: None, spec: EngineSpec, tmp_path_factory: pytest.TempPathFac
     client = WeightClient([engine.handle for engine in pool.engines], 1, spec.progress_timeout_s)
     sender = FileSender(client, True, tmp_path_factory.mktemp("weights"))
     push(sender)
+    asyncio.run(pool.updated())
     yield pool
     sender.close()
     asyncio.run(pool.shutdown())
@@ -123,6 +124,7 @@ def test_a_collection_goes_on_when_all_engines_died_and_came_back(
         client = WeightClient([engine.handle for engine in served.engines], 1, spec.progress_timeout_s)
         sender = FileSender(client, True, tmp_path)
         await asyncio.to_thread(push, sender)
+        await served.updated()
         groups = (await collecting).groups
         sender.close()
         return groups

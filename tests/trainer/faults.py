@@ -42,7 +42,12 @@ def drawn_order(settings: Sequence[str], count: int) -> list[str]:
     """The ids of the first ``count`` prompts that a run of these settings draws."""
     recipe = load_recipe(ROOT / "examples/sandbox.yaml", list(settings))
     with Problems.load(recipe) as problems:
-        return [prompt.id for prompt in islice(PromptSampler(problems.train, recipe.seed).upcoming(), count)]
+        return [
+            prompt.id
+            for prompt in islice(
+                PromptSampler(problems.train, recipe.seed, problems.per_step(recipe)).upcoming(), count
+            )
+        ]
 
 
 def check_prompts(run: Run, settings: Sequence[str], steps: int, staleness: int = 0) -> None:

@@ -14,7 +14,8 @@ from megatron_cgrpo.types import Completion, FinishReason, TrainRow, VersionSpan
 
 
 class StandInEngine:
-    """Serves the version that it was given last; dies when it is told to, and comes back without weights.
+    """Serves the version that it was given last; dies when it is told to, and comes back without weights, or with the
+    version ``own``.
 
     ``finished`` are the requests that it has answered, evaluations aside, with their seeds. The answer after the first
     ``sound`` ones is an error (None: never).
@@ -22,17 +23,18 @@ class StandInEngine:
 
     def __init__(self, sound: int | None = None) -> None:
         self.version: int | None = None
-        self.alive = True
+        self.living = True
         self.dies_after: int | None = None
-        self.restarts = 0
+        self.restarts = self.sleeps = 0
+        self.own: int | None = None
         self.sound = sound
         self.finished: list[tuple[RequestKey, int]] = []
 
     def kill(self) -> None:
-        self.alive, self.version = False, None
+        self.living, self.version = False, None
 
     def load(self, version: int) -> None:
-        if not self.alive:
+        if not self.living:
             raise EngineDied("the push found it dead")
         self.version = version
 
@@ -43,7 +45,7 @@ class StandInEngine:
             if self.dies_after < 0:
                 self.dies_after = None
                 self.kill()
-        if not self.alive:
+        if not self.living:
             raise EngineDied("gone")
         if self.version is None:
             raise EngineNotReady("no weights")
@@ -61,16 +63,19 @@ class StandInEngine:
         self.restarts += 1
 
     async def ready(self) -> None:
-        if not self.restarts and not self.alive:
+        if not self.restarts and not self.living:
             raise EngineDied("gone")
-        self.alive = True
+        self.living = True
+        if self.own is not None:
+            self.version = self.own
 
-    async def serving(self) -> None:
-        while self.version is None:
-            await asyncio.sleep(0.001)
+    async def alive(self) -> None:
+        if not self.living:
+            raise EngineDied("gone")
 
     async def sleep(self) -> None:
         self.version = None
+        self.sleeps += 1
 
     async def shutdown(self) -> None: ...
 

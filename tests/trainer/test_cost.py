@@ -10,7 +10,7 @@ from evidence_groups import step_rows
 
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.observe.metrics import is_timing
-from megatron_cgrpo.rollout.clock import StageClock
+from megatron_cgrpo.rollout.clock import Spent, StageClock
 from megatron_cgrpo.trainer.cost import devices_of, time_costs, token_costs, token_prices
 
 
@@ -20,7 +20,7 @@ def test_tokens_of_every_source_and_their_compute() -> None:
     second = [replace(row, reference_logprobs=[0.0]) for row in batches[1]]
     clock = StageClock()
     for stage, sampled, prompt in (("generate", 60, 7), ("generate", 40, 8), ("critique", 0, 0), ("refine", 20, 50)):
-        clock.count_tokens(stage, sampled, prompt)
+        clock.count([Spent(stage, sampled, prompt)])
     prices = token_prices(recipe(), 1, critic_scale=1.0)
     assert token_costs(clock, [first, second, []], prices) == {
         "cost.rollout.tokens": 100,
@@ -90,7 +90,7 @@ def test_a_token_costs_what_the_size_of_its_model_makes_it(
         "update": 3.0,
     }
     clock = StageClock()
-    clock.count_tokens("critique", 10, 30)
+    clock.count([Spent("critique", 10, 30)])
     assert token_costs(clock, [], prices)["cost.compute"] == 40 * critique
 
 
@@ -114,3 +114,11 @@ def test_critics_and_refiners_occupy_their_own_devices(
     devices = devices_of(recipe(critic=critic), step)
     assert (devices["critique"], devices["refinement"]) == (critique, refinement)
     assert (devices["rollout"], devices["evaluate"], devices["update"], devices["verification"]) == (4, 4, 6, 0)
+    assert devices["sync"] == 4 + 6
+
+
+def test_engines_and_ranks_that_take_turns_are_the_same_devices() -> None:
+    rollout = {"placement": "colocated", "engines": 3, "tensor_parallel": 2}
+    of = Recipe.model_validate({"parallel": {"tp": 2, "dp": 3}, "rollout": rollout})
+    devices = devices_of(of, 1)
+    assert (devices["rollout"], devices["update"], devices["sync"]) == (6, 6, 6)

@@ -67,7 +67,12 @@ def collector(policy: Policy, of: Recipe) -> Collector:
 
 
 def feeder(policy: Policy, of: Recipe, **options: Any) -> Feeder:
-    return Feeder(collector(policy, of), PromptSampler(PROMPTS, of.seed), of, 1, **options)
+    return Feeder(collector(policy, of), sampler(of), of, 1, **options)
+
+
+def sampler(of: Recipe) -> PromptSampler:
+    per_step = len(PROMPTS) if of.rollout.dynamic_sampling.enabled else PER_STEP
+    return PromptSampler(PROMPTS, of.seed, per_step)
 
 
 def trained(policy: Policy, feed: Feeder, steps: int = STEPS) -> Iterator[Batch]:
@@ -85,12 +90,12 @@ def content(batch: Batch) -> Any:
 
 def synchronous(of: Recipe) -> list[Any]:
     """The same steps one after the other, each in a loop of its own, and the data position after each."""
-    policy, sampler, result = Policy(), PromptSampler(PROMPTS, of.seed), []
+    policy, position, result = Policy(), sampler(of), []
     for step in range(1, STEPS + 1):
-        collected = asyncio.run(collector(policy, of).collect(sampler.upcoming(), PER_STEP, step))
-        sampler.advance(collected.consumed)
+        collected = asyncio.run(collector(policy, of).collect(position.for_step(), PER_STEP, step))
+        position.advance(collected.consumed)
         groups = [(group.prompt.id, [one.completion.token_ids for one in group.initial]) for group in collected.groups]
-        result.append((step, groups, sampler.state()))
+        result.append((step, groups, position.state()))
     return result
 
 
@@ -139,20 +144,51 @@ class Broken(Exception):
     pass
 
 
-def test_an_error_of_a_later_step_reaches_the_trainer_at_once_as_it_is() -> None:
-    class Fails(Policy):
-        async def generate(self, request: GenerateRequest) -> list[Completion]:
-            if request.key is not None and request.key.step == 3:
-                raise Broken("step 3")
-            return await super().generate(request)
+class Fails(Policy):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step, self.failed = step, False
 
-    policy = Fails()
-    policy.hold(2)  # the trainer waits for what does not come
-    with pytest.raises(Broken, match="step 3"), feeder(policy, recipe(2)) as feed:
-        feed.published(0)
-        while True:
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
+        if request.key is not None and request.key.step == self.step:
+            self.failed = True
+            raise Broken(f"step {self.step}")
+        return await super().generate(request)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("staleness", [0, 2])
+@pytest.mark.parametrize("failing", [1, 3, STEPS])
+def test_an_error_of_a_step_reaches_the_trainer_as_it_is_when_it_asks_for_that_step(
+    failing: int, staleness: int, dynamic: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy, batches = Fails(failing), list[int]()
+    of = recipe(staleness, f"rollout.dynamic_sampling.enabled={str(dynamic).lower()}")
+    with feeder(policy, of) as feed:
+        with pytest.raises(Broken, match=f"step {failing}"):
+            for batch in trained(policy, feed):
+                batches.append(batch.step)
+        with pytest.raises(Broken):
             feed.next(lambda: None)
-    assert nothing_left() and policy.in_flight == 0
+    assert batches == list(range(1, failing))
+    assert nothing_left() and policy.in_flight == 0 and not caplog.records
+
+
+def test_a_step_that_is_being_trained_is_evaluated_and_none_is_begun_after_a_later_one_has_failed() -> None:
+    policy = Fails(3)
+
+    async def evaluation() -> int:
+        return 7
+
+    with feeder(policy, recipe(2)) as feed:
+        feed.published(0)
+        feed.next(lambda: None)
+        while not policy.failed:
+            time.sleep(0.01)
+        assert feed.run(evaluation()) == 7
+        feed.published(1)
+        assert feed.next(lambda: None).step == 2, "what is complete is trained"
+        assert sorted(policy.begun) == [1, 2]
 
 
 def test_leaving_abandons_what_is_not_complete() -> None:

@@ -10,9 +10,9 @@ from megatron_cgrpo.config.train import GuardConfig
 from megatron_cgrpo.trainer.guard import IDLE_STEPS, Collapsed, CollapseGuard
 
 
-def guard(lines: list[dict[str, float]] | None = None, **settings: Any) -> CollapseGuard:
+def guard(lines: list[dict[str, float]] | None = None, staleness: int = 0, **settings: Any) -> CollapseGuard:
     settings = {"patience": 2, "entropy_below": 0.5, "mismatch_above": None} | settings
-    return CollapseGuard(GuardConfig.model_validate(settings), lines or [])
+    return CollapseGuard(GuardConfig.model_validate(settings), staleness, lines or [])
 
 
 def entropies(*values: float) -> list[dict[str, float]]:
@@ -43,6 +43,16 @@ def test_every_figure_has_a_side_of_its_own() -> None:
     assert watching.watch(loud) == {"guard.entropy": 2, "guard.kl": 2, "guard.mismatch": 2, "guard.idle": 0}
     names = [sentence.split("=")[0] for sentence in watching.alarms()]
     assert names == ["entropy.initial", "kl.rollout", "mismatch.kl"]
+
+
+@pytest.mark.parametrize(
+    ("staleness", "remedy"), [(0, "set algorithm.correction.mode=sequence_mask"), (2, "lower train.staleness or optim")]
+)
+def test_what_a_mismatch_means_depends_on_who_sampled(staleness: int, remedy: str) -> None:
+    """Stale samples differ from the policy by what it has learned since: that is no disagreement of its engines."""
+    watching = guard([{"mismatch.kl": 0.2}] * 2, staleness, mismatch_above=0.1)
+    [sentence] = watching.alarms()
+    assert remedy in sentence and ("disagree about the policy" in sentence) == (staleness == 0)
 
 
 def test_a_step_without_the_figure_neither_counts_nor_forgives() -> None:

@@ -11,19 +11,22 @@ import pytest
 from stand_ins import StandInEngine, StandInTrainer
 from tiny_sandbox import TINY_SANDBOX
 
-from megatron_cgrpo.actor.group import ActorGroup
+from megatron_cgrpo.actor.group import ActorGroup, TrainerDied
 from megatron_cgrpo.config.loading import load_recipe
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import PromptSampler
 from megatron_cgrpo.observe.display import PlainDisplay
 from megatron_cgrpo.observe.metrics import is_timing
 from megatron_cgrpo.rollout.pool import EnginePool
+from megatron_cgrpo.rollout.protocol import GenerateRequest
 from megatron_cgrpo.trainer.budget import ComputeBudget
+from megatron_cgrpo.trainer.guard import Collapsed
 from megatron_cgrpo.trainer.loop import TrainingLoop
 from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.record import Record
 from megatron_cgrpo.trainer.signals import StopSignal
 from megatron_cgrpo.trainer.system import System
+from megatron_cgrpo.types import Completion
 
 RECIPE = Path(__file__).parents[2] / "examples" / "sandbox.yaml"
 STEPS, PER_STEP = 5, 4
@@ -48,7 +51,9 @@ def recipe(directory: Path, *overrides: str) -> Recipe:
     )
 
 
-def train(settings: Recipe, engine: StandInEngine, *, resume: bool = False) -> list[dict[str, Any]]:
+def train(
+    settings: Recipe, engine: StandInEngine, *, resume: bool = False, trainer: type[StandInTrainer] = StandInTrainer
+) -> list[dict[str, Any]]:
     """As ``run.py`` does it, with another system. The run's metrics, without timings."""
     model = Path(settings.run.dir).parent / "model"
     model.mkdir(exist_ok=True)
@@ -59,10 +64,10 @@ def train(settings: Recipe, engine: StandInEngine, *, resume: bool = False) -> l
         Record(settings, PlainDisplay(STEPS), resume=resume) as record,
     ):
         record.starts_from(model)
-        sampler = PromptSampler(problems.train, settings.seed)
+        sampler = PromptSampler(problems.train, settings.seed, problems.per_step(settings))
         if record.manifest is not None:
             sampler.load_state(record.manifest.sampler)
-        system = System(cast(ActorGroup, StandInTrainer([engine])), EnginePool([engine], 60.0, 60.0))
+        system = System(cast(ActorGroup, trainer([engine])), EnginePool([engine], 60.0, 60.0))
         TrainingLoop(settings, system, problems, sampler, record, stop, ComputeBudget(None)).run()
         return [{key: value for key, value in line.items() if not is_timing(key)} for line in record.metrics()]
 
@@ -74,7 +79,7 @@ def ledger(settings: Recipe) -> list[dict[str, Any]]:
 def prompts(settings: Recipe) -> list[str]:
     """In the order in which they are to be trained on."""
     with Problems.load(settings) as problems:
-        upcoming = PromptSampler(problems.train, settings.seed).upcoming()
+        upcoming = PromptSampler(problems.train, settings.seed, problems.per_step(settings)).upcoming()
         return [prompt.id for prompt in islice(upcoming, STEPS * PER_STEP)]
 
 
@@ -113,7 +118,7 @@ def test_what_an_interrupted_run_has_sampled_is_not_asked_again(tmp_path: Path, 
     assert not set(first.finished) & set(second.finished)
     assert min(key.step for key, _ in second.finished) > saved
     assert [prompt for line in ledger(settings) for prompt in line["trained"]] == prompts(settings)
-    assert list((tmp_path / "run" / "journal").iterdir()) == [], "the last checkpoint covers every step"
+    assert list((tmp_path / "run" / "journal").glob("step_*")) == [], "the last checkpoint covers every step"
     if staleness == 0:
         straight = recipe(tmp_path / "straight")
         assert lines == train(straight, StandInEngine())
@@ -126,3 +131,96 @@ def test_offline_data_come_from_the_base_and_evaluations_from_the_policy(tmp_pat
     lines = train(settings, engine)
     assert [line["versions"] for line in ledger(settings)] == [[0, 0]] * STEPS
     assert not any(key.startswith("staleness.") for line in lines for key in line)
+
+
+class BreaksIn(StandInEngine):
+    """Whatever is asked of it for ``step``."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
+        if request.key is not None and request.key.step == self.step:
+            raise RuntimeError(f"broken in step {self.step}")
+        return await super().generate(request)
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+@pytest.mark.parametrize("step", [1, 3, STEPS])
+def test_a_step_that_cannot_be_collected_costs_none_before_it(tmp_path: Path, staleness: int, step: int) -> None:
+    settings = recipe(tmp_path / "run", f"train.staleness={staleness}", "checkpoint.every=1")
+    with pytest.raises(RuntimeError, match=f"broken in step {step}"):
+        train(settings, BreaksIn(step))
+    assert [line["step"] for line in ledger(settings)] == list(range(1, step))
+    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*"))
+    assert saved[-1:] == ([f"step_{step - 1:06d}"] if step > 1 else [])
+    assert len(train(settings, StandInEngine(), resume=True)) == STEPS + 1
+
+
+SFT_FIRST = ("algorithm.preset=sft", "critic.kind=none", "stages=[{from_step: 4, algorithm: {preset: r1_drgrpo}}]")
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_a_stage_that_samples_begins_with_weights_of_the_one_that_does_not(tmp_path: Path, staleness: int) -> None:
+    settings = recipe(tmp_path / "run", *SFT_FIRST, f"train.staleness={staleness}", "evaluation.every=0")
+    train(settings, StandInEngine())
+    assert [line["versions"] for line in ledger(settings)[:3]] == [None] * 3
+    for line in ledger(settings)[3:]:
+        assert line["step"] - 1 - staleness <= line["versions"][0] <= line["versions"][1] < line["step"]
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_a_run_is_resumed_within_a_stage_that_samples_nothing(tmp_path: Path, staleness: int) -> None:
+    settings = recipe(tmp_path / "run", *SFT_FIRST, f"train.staleness={staleness}", "evaluation.every=0")
+    with pytest.raises(RuntimeError, match="broken in step 4"):
+        train(settings, BreaksIn(4))
+    assert (tmp_path / "run" / "last_checkpoint").read_text() == "2\n"
+    assert [line["step"] for line in train(settings, StandInEngine(), resume=True)] == list(range(STEPS + 1))
+
+
+class LosesARankWhenItSaves(StandInTrainer):
+    def save(self, directory: Path) -> None:
+        raise TrainerDied("rank 0 died")
+
+
+def test_a_rank_that_is_lost_at_the_end_does_not_hide_why_the_run_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopping = ("guard.action=stop", "guard.entropy_below=5", "guard.patience=2", "checkpoint.every=0")
+    with pytest.raises(Collapsed, match="entropy.initial"):
+        train(recipe(tmp_path / "run", *stopping), StandInEngine(), trainer=LosesARankWhenItSaves)
+    assert "steps 1 to 2 are lost: rank 0 died" in caplog.text
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_step_that_reaches_into_the_next_epoch_asks_no_prompt_twice(tmp_path: Path, dynamic: bool) -> None:
+    size = 6
+    settings = recipe(
+        tmp_path / "run",
+        f"task.train_problems={size}",
+        f"rollout.dynamic_sampling.enabled={str(dynamic).lower()}",
+        "train.staleness=1",
+    )
+    train(settings, StandInEngine())
+    drawn = [line["trained"] + line["replaced"] for line in ledger(settings)]
+    assert all(len(set(step)) == len(step) >= PER_STEP for step in drawn)
+    if not dynamic:
+        order = [prompt for step in drawn for prompt in step]
+        epochs = [set(order[start : start + size]) for start in range(0, len(order) - size + 1, size)]
+        assert [len(epoch) for epoch in epochs] == [size] * (STEPS * PER_STEP // size)
+
+
+def test_the_journal_of_another_model_is_not_used(tmp_path: Path) -> None:
+    settings, second = recipe(tmp_path / "run", "checkpoint.every=0"), StandInEngine()
+    with pytest.raises(RuntimeError, match="broken"):
+        train(settings, StandInEngine(40))
+    (tmp_path / "model" / "generation_config.json").write_text('{"another": "model"}')
+    train(settings, second, resume=True)
+    assert {key.step for key, _ in second.finished} == set(range(1, STEPS + 1))
+    assert sum(key.step == 1 and key.stage == "generate" for key, _ in second.finished) == 3 * PER_STEP
+
+
+def test_a_run_that_has_reached_its_end_can_be_resumed(tmp_path: Path) -> None:
+    settings = recipe(tmp_path / "run")
+    assert train(settings, StandInEngine()) == train(settings, BreaksIn(STEPS), resume=True)

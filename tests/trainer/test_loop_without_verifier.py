@@ -34,6 +34,10 @@ class Engines:
     def idle_seconds(self) -> float:
         return 0.0
 
+    async def updating(self) -> None: ...
+
+    async def updated(self) -> None: ...
+
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         return [Completion([1], [-1.0], FinishReason.STOP)] * request.n
 
@@ -54,12 +58,13 @@ def test_a_step_without_verdicts_ends_the_run_saved_and_its_prompts_come_again(
         last_step=3,
         last_saved=2,
         has_base_evaluation=True,
+        origin=dict,
         metrics=lambda: [{"step": 0}],
         save_checkpoint=lambda step, sampler, write: saved.append((step, sampler)),
     )
     with Problems.load(recipe) as problems, StopSignal() as stop:
         monkeypatch.setattr(problems.task, "verify", broken)
-        sampler = PromptSampler(problems.train, recipe.seed)
+        sampler = PromptSampler(problems.train, recipe.seed, problems.per_step(recipe))
         sampler.advance(5)
         before = sampler.state()
         # An actor that can do nothing but give its weights away: it must not be asked to train.

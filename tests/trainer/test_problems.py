@@ -101,10 +101,20 @@ def test_a_converted_model_is_accepted_and_refused_by_name(tmp_path: Path) -> No
 
 
 def test_a_step_of_more_prompts_than_there_are_is_refused() -> None:
+    def of(prompts_per_step: int, **dynamic: object) -> Recipe:
+        train, rollout = {"prompts_per_step": prompts_per_step}, {"dynamic_sampling": dynamic}
+        return Recipe.model_validate({"task": TASK, "train": train, "rollout": rollout})
+
     problems = Problems.load(recipe())
-    problems.check_step(20)
+    for fits, drawn in ((of(20), 20), (of(5), 5), (of(4, enabled=True), 16), (of(9, enabled=True, max_prompts=20), 20)):
+        problems.check_step(fits)
+        assert problems.per_step(fits) == drawn
+    problems.check_step(of(7, enabled=True))
+    assert problems.per_step(of(7, enabled=True)) == 20, "four times as many are not there"
     with pytest.raises(ConfigError, match=r"train.prompts_per_step=21: exceeds the 20 problems .*: lower it"):
-        problems.check_step(21)
+        problems.check_step(of(21))
+    with pytest.raises(ConfigError, match=r"dynamic_sampling.max_prompts=21: exceeds the 20 problems"):
+        problems.check_step(of(9, enabled=True, max_prompts=21))
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:

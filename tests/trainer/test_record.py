@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -170,16 +171,74 @@ def test_a_server_may_move_but_not_change_its_model(interrupted: Path) -> None:
         check_same(other, check)
 
 
-def test_a_run_that_died_while_it_saved_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
-    """The step's line is there before the checkpoint is; a later line tells that there was one."""
-    settings = recipe(tmp_path, checkpoint={"every": 1})
-    with open_record(settings, resume=False) as record:
-        record.base_evaluation({"pass_at_1": 0.25})
-        record.step({"step": 1})
+def test_a_run_without_a_checkpoint_starts_over_and_one_whose_checkpoints_are_gone_does_not(tmp_path: Path) -> None:
+    """It may have died while it saved the first one, or a full disk may have taken none."""
+    settings = recipe(tmp_path / "run", checkpoint={"every": 1})
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+
+    def full(directory: Path) -> None:
+        raise OSError("No space left on device")
+
+    for write in (full, write_policy):
+        with open_record(settings, resume=write is write_policy) as record:
+            record.starts_from(tmp_path / "model")
+            assert record.last_step == 0
+            record.base_evaluation({"pass_at_1": 0.25})
+            for step in (1, 2, 3):
+                record.step({"step": step})
+                record.save_checkpoint(step, sampler(step), write)
     with open_record(settings, resume=True) as record:
-        assert record.last_step == 0
-        record.base_evaluation({"pass_at_1": 0.25})
-        record.step({"step": 1})
-        record.step({"step": 2})
+        assert record.last_step == 3
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(ConfigError, match="its checkpoints are gone"):
         open_record(settings, resume=True)
+
+
+def test_a_run_cannot_be_shortened_below_what_it_has_trained(interrupted: Path) -> None:
+    with open_record(recipe(interrupted, train={"steps": 2}), resume=True) as record:
+        assert record.last_step == 2, "it has reached its end"
+    with pytest.raises(ConfigError, match=r"train.steps=1: the run in .* has trained 2: raise it"):
+        open_record(recipe(interrupted, train={"steps": 1}), resume=True)
+
+
+def test_what_was_sampled_belongs_to_a_model_and_a_layout(tmp_path: Path) -> None:
+    origins: list[str] = []
+    for name, tp in (("a", 1), ("a", 1), ("b", 1), ("a", 2)):
+        model = tmp_path / name
+        model.mkdir(exist_ok=True)
+        (model / "config.json").write_text(json.dumps({"name": name}))
+        with open_record(recipe(tmp_path / f"run-{len(origins)}", parallel={"tp": tp}), resume=False) as record:
+            record.starts_from(model)
+            origins.append(json.dumps(record.origin()))
+    assert origins[0] == origins[1] and len(set(origins)) == 3
+
+
+def test_a_run_of_an_earlier_release_did_what_the_new_keys_do_by_default(interrupted: Path) -> None:
+    settings = recipe(interrupted, stages=[{"from_step": 5, "algorithm": {"refinements": 0}}])
+    earlier = settings.model_dump(mode="json")
+    del (
+        earlier["train"]["staleness"],
+        earlier["rollout"]["dynamic_sampling"],
+        earlier["rollout"]["max_refinement_tokens"],
+    )
+    del earlier["critic"]["api"]["down_after"], earlier["algorithm"]["kl"]["coef"], earlier["optimizer"]
+    del earlier["stages"][0]["algorithm"]["kl"]
+    check_same(settings, earlier)
+    changed = recipe(
+        interrupted,
+        train={"staleness": 1},
+        rollout={"dynamic_sampling": {"enabled": True}},
+        optimizer={"lr": 0.5},
+        algorithm={"correction": {"mode": "token_mask"}},
+        stages=settings.model_dump(mode="json")["stages"],
+    )
+    with pytest.raises(ConfigError) as refused:
+        check_same(changed, earlier | {"algorithm": changed.model_dump(mode="json")["algorithm"]})
+    names = [
+        "optimizer.lr=0.5",
+        "rollout.dynamic_sampling={'enabled': True",
+        "train.staleness=1: the run was started with 0",
+    ]
+    for found, name in zip(refused.value.problems, names, strict=True):
+        assert found.startswith(name), refused.value.problems

@@ -53,7 +53,7 @@ def test_a_run_goes_on_by_itself_and_trains_the_same(
 
 def test_restarts_are_counted_from_the_farthest_step(caplog: pytest.LogCaptureFixture) -> None:
     restarts = Restarts(2, start_timeout_s=77.0)
-    restarts.serving()
+    restarts.came_up()
     lost = TrainerDied("trainer rank 1 died during update: gone")
     assert restarts.patience_s == RELEASE_S
     with caplog.at_level(logging.WARNING):
@@ -81,7 +81,7 @@ def test_what_never_came_up_is_not_started_again() -> None:
 
 def test_without_restarts_the_first_loss_ends_the_run(caplog: pytest.LogCaptureFixture) -> None:
     restarts = Restarts(0, start_timeout_s=1.0)
-    restarts.serving()
+    restarts.came_up()
     with pytest.raises(EngineDied, match="gone"):
         restarts.spend(EngineDied("gone"), 3, saved=2)
     assert caplog.records == []

@@ -8,7 +8,8 @@ import pytest
 
 from megatron_cgrpo.actor.group import GroupUpdate
 from megatron_cgrpo.algorithm.metrics import COMPARED, LOSS_TERMS, MISMATCH, PER_SOURCE
-from megatron_cgrpo.rollout.clock import StageClock
+from megatron_cgrpo.observe.metrics import is_timing
+from megatron_cgrpo.rollout.clock import Spent, StageClock
 from megatron_cgrpo.trainer.step_metrics import rollout_metrics, time_metrics, token_metrics, update_metrics
 from megatron_cgrpo.types import Completion, Critique, FinishReason, Group, Origin, Prompt, Sample, Verdict
 
@@ -174,7 +175,7 @@ def clock() -> StageClock:
     clock = StageClock(lambda: next(moments))
     for stage, tokens in (("generate", 60), ("refine", 40)):
         with clock.track(stage):
-            clock.count_tokens(stage, tokens)
+            clock.count([Spent(stage, tokens, 0)])
     return clock
 
 
@@ -219,4 +220,9 @@ def test_throughput_of_nothing_is_left_out() -> None:
 
 
 def test_tokens(clock: StageClock) -> None:
-    assert token_metrics(clock, 7) == {"tokens.generate": 60, "tokens.refine": 40, "tokens.update": 7}
+    tokens = {"tokens.generate": 60, "tokens.refine": 40, "tokens.update": 7}
+    assert token_metrics(clock, 7) == tokens
+    clock.count([Spent("generate", 30, 10), Spent("refine", 5, 0)], used=False)
+    given_up = {"throughput.given_up_tokens": 35}
+    assert token_metrics(clock, 7) == tokens | given_up and all(map(is_timing, given_up))
+    assert time_metrics({"time.idle": 0.0}, clock, 6.0, 0)["throughput.engine_tokens_per_s"] == 135 / 5

@@ -1,0 +1,240 @@
+"""Who gets weights when, with a real feeder and pool; the engines and the trainer's push are the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from stand_ins import StandInEngine, StandInTrainer
+
+from megatron_cgrpo.actor.group import ActorGroup
+from megatron_cgrpo.config.loading import load_recipe
+from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.data.sampler import PromptSampler
+from megatron_cgrpo.observe.timers import Timer
+from megatron_cgrpo.rollout.collect import Collector
+from megatron_cgrpo.rollout.pool import EnginePool
+from megatron_cgrpo.rollout.protocol import EngineDied, GenerateRequest
+from megatron_cgrpo.trainer.feeder import Feeder
+from megatron_cgrpo.trainer.system import System
+from megatron_cgrpo.trainer.weight_service import WeightService
+from megatron_cgrpo.types import Completion, FinishReason, Prompt, Verdict
+
+RECIPE = Path(__file__).parents[2] / "examples" / "sandbox.yaml"
+TIMEOUT_S = 0.5
+PROMPTS = [Prompt(f"p{i}", "", [i + 2], "") for i in range(4)]
+
+
+class AlwaysWrong:
+    async def verify(self, prompt: Prompt, response: str, reason: FinishReason) -> Verdict:
+        return Verdict(0.0, "wrong")
+
+
+def recipe(*overrides: str) -> Recipe:
+    settings = ("critic.kind=none", "algorithm.preset=r1_drgrpo", "train.prompts_per_step=2", "train.steps=3")
+    return load_recipe(RECIPE, [*settings, *overrides])
+
+
+@contextmanager
+def serving(
+    *engines: StandInEngine,
+    critics: EnginePool | None = None,
+    trainer: type[StandInTrainer] = StandInTrainer,
+    progress_timeout_s: float = 60.0,
+) -> Iterator[tuple[WeightService, Feeder, StandInTrainer, EnginePool]]:
+    of, pool, pushes = recipe(), EnginePool(engines, progress_timeout_s, 60.0), trainer(engines)
+    collector = Collector(pool, cast(Any, AlwaysWrong()), lambda step: None, of, str)
+    system = System(cast(ActorGroup, pushes), pool, critics)
+    with Feeder(collector, PromptSampler(PROMPTS, 0, 2), of, 1) as feeder:
+        yield WeightService(system, feeder, Timer()), feeder, pushes, pool
+
+
+def test_weights_are_pushed_when_others_are_to_be_served() -> None:
+    engine = StandInEngine()
+    with serving(engine) as (service, _, pushes, _):
+        service.serve(0)
+        service.serve(0)
+        service.serve(1)
+        service.serve(0, base=True)
+        assert pushes.pushes == [(0, False), (1, False), (0, True)]
+        service.sleep()
+        assert engine.version is None
+        service.sleep()
+        service.serve(0, base=True)
+        assert pushes.pushes[-1] == (0, True) and engine.version == 0
+
+
+def test_an_engine_that_was_lost_serves_again_with_the_next_push() -> None:
+    dying, other = StandInEngine(), StandInEngine()
+    with serving(dying, other) as (service, feeder, pushes, pool):
+        service.serve(0)
+        dying.dies_after = 3
+        feeder.published(0)
+        feeder.next(service.rescue)
+        assert (pool.lost, dying.restarts, pushes.pushes) == (1, 1, [(0, False)]), "the other one was enough"
+        service.serve(1)
+        assert (pool.lost, dying.version, other.version) == (0, 1, 1)
+
+
+def test_where_no_engine_is_left_the_trainers_wait_ends_with_the_same_weights_and_groups() -> None:
+    def collected(dies_after: int | None) -> tuple[list[Any], StandInTrainer]:
+        engine = StandInEngine()
+        with serving(engine) as (service, feeder, pushes, _):
+            service.serve(5)
+            engine.dies_after = dies_after
+            feeder.published(0)
+            groups = feeder.next(service.rescue).groups
+            return [[sample.completion for sample in group.initial] for group in groups], pushes
+
+    expected, undisturbed = collected(None)
+    found, disturbed = collected(4)
+    assert found == expected
+    assert (undisturbed.pushes, disturbed.pushes) == ([(5, False)], [(5, False), (5, False)])
+
+
+def test_an_engine_that_died_unnoticed_is_found_by_the_push_and_gets_the_weights_with_the_next() -> None:
+    dead, other = StandInEngine(), StandInEngine()
+    with serving(other, dead) as (service, _, pushes, pool):
+        service.serve(0)
+        dead.kill()
+        service.serve(1)
+        assert pushes.pushes == [(0, False), (1, False), (1, False)]
+        assert (dead.version, other.version, dead.restarts, other.restarts, pool.lost) == (1, 1, 1, 0, 0)
+
+
+def test_an_engine_that_dies_in_every_push_ends_the_run() -> None:
+    class Fragile(StandInEngine):
+        def load(self, version: int) -> None:
+            self.kill()
+            super().load(version)
+
+    with serving(Fragile()) as (service, _, pushes, _):
+        with pytest.raises(EngineDied, match="the push found it dead"):
+            service.serve(0)
+        assert len(pushes.pushes) == 2
+
+
+def test_idle_is_the_share_of_the_engines_time_since_it_was_asked_last() -> None:
+    idle = iter([4.0, 7.0, 7.0])
+    pool = SimpleNamespace(idle_seconds=lambda: next(idle), engines=[None, None])
+    service = WeightService(cast(System, SimpleNamespace(pool=pool)), cast(Feeder, None), Timer())
+    assert service.idle_share(10.0) == pytest.approx(4 / 20)
+    assert service.idle_share(2.0) == pytest.approx(3 / 4)
+    assert service.idle_share(5.0) == 0
+
+
+def test_engines_sleep_before_anything_was_pushed_and_are_not_rescued_from_it() -> None:
+    engine = StandInEngine()
+    with serving(engine) as (service, _, pushes, pool):
+        service.sleep()
+        service.sleep()
+        service.rescue()
+        assert engine.sleeps == 1 and pushes.pushes == []
+        service.serve(0)
+        service.sleep()
+        service.rescue()
+        assert engine.sleeps == 2 and pushes.pushes == [(0, False)]
+        service.serve(0)
+        assert pushes.pushes == [(0, False)] * 2 and pool.lost == 0
+
+
+def test_an_engine_that_was_lost_is_brought_back_where_the_same_weights_go_on_to_be_served() -> None:
+    dying, other = StandInEngine(), StandInEngine()
+    with serving(dying, other) as (service, feeder, pushes, pool):
+        service.serve(0)
+        dying.dies_after = 1
+        feeder.published(0)
+        feeder.next(service.rescue)
+        assert pool.lost == 1
+        service.serve(0)
+        assert (pool.lost, dying.version, pushes.pushes) == (0, 0, [(0, False)] * 2)
+
+
+@pytest.mark.parametrize("asked", ["rescue", "serve"])
+def test_a_critics_engine_is_only_waited_for(asked: str) -> None:
+    engine, critic = StandInEngine(), StandInEngine()
+    critic.version = critic.own = 9
+    critics = EnginePool([critic], 60.0, 60.0)
+    with serving(engine, critics=critics) as (service, feeder, pushes, _), ThreadPoolExecutor(1) as beside:
+        service.serve(0)
+        critic.dies_after = 0
+        call = beside.submit(feeder.run, critics.generate(GenerateRequest([1], 1, 3, 4)))
+        while not critics.lost:
+            time.sleep(0.001)
+        if asked == "rescue":
+            service.rescue()
+        else:
+            service.serve(0)
+        assert call.result(60)[0].versions[0].version == 9
+        assert (critics.lost, pushes.pushes) == (0, [(0, False)])
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("asked", ["rescue", "serve"])
+def test_the_wait_for_an_engine_can_be_ended(asked: str) -> None:
+    class Slow(StandInEngine):
+        async def ready(self) -> None:
+            await asyncio.Event().wait()
+
+    def stop() -> None:
+        if engine.restarts:
+            raise Stopped
+
+    engine = Slow()
+    with serving(engine) as (service, feeder, _, pool):
+        service.serve(0)
+        engine.dies_after = 2
+        feeder.published(0)
+        while not pool.stranded:
+            time.sleep(0.001)
+        wait = service.rescue if asked == "rescue" else partial(service.serve, 1)
+        with pytest.raises(Stopped):
+            wait(poll=stop)
+
+
+def test_a_push_that_waits_for_one_engine_costs_the_others_nothing() -> None:
+    """The healthy one finishes nothing before the push has succeeded, which takes longer than an engine may."""
+    pushed = threading.Event()
+
+    class Healthy(StandInEngine):
+        async def generate(self, request: GenerateRequest) -> list[Completion]:
+            while not pushed.is_set():
+                await asyncio.sleep(0.001)
+            return await super().generate(request)
+
+    class DiesInThePush(StandInEngine):
+        def load(self, version: int) -> None:
+            if version == 1 and not self.restarts:
+                self.kill()
+            super().load(version)
+
+        async def ready(self) -> None:
+            await asyncio.sleep(TIMEOUT_S)
+            await super().ready()
+
+    class Slow(StandInTrainer):
+        def push(self, version: int, base: bool = False) -> None:
+            time.sleep(version * TIMEOUT_S)
+            super().push(version, base)
+
+    healthy, dying = Healthy(), DiesInThePush()
+    with serving(healthy, dying, trainer=Slow, progress_timeout_s=TIMEOUT_S) as (service, feeder, pushes, pool):
+        service.serve(0)
+        feeder.published(0)
+        service.serve(1)
+        pushed.set()
+        assert len(feeder.next(service.rescue).groups) == 2
+        assert (healthy.restarts, dying.restarts, pool.lost) == (0, 1, 0)
+        assert pushes.pushes == [(0, False), (1, False), (1, False)]
