@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from megatron_cgrpo.config.model_files import CONFIG, read_json_object
+from megatron_cgrpo.config.json_object import read_json_object
+from megatron_cgrpo.config.model_files import CONFIG
 from megatron_cgrpo.observe.atomic import write_json
 from megatron_cgrpo.weights.hf_writer import copy_carried_files
 from megatron_cgrpo.weights.tensor_spec import dtype_name

@@ -16,13 +16,13 @@ from checkpoints_convert.locate import megatron_directory
 from checkpoints_convert.manifest import MANIFEST
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.hf_config import read_model_shape
+from megatron_cgrpo.config.json_object import read_json_object
 from megatron_cgrpo.config.model_files import (
     CONFIG,
     GENERATION_CONFIG,
     MEGATRON_CONFIG,
     carried_files,
     is_megatron,
-    read_json_object,
 )
 from megatron_cgrpo.weights.coverage import MODEL_PREFIXES
 from megatron_cgrpo.weights.families import EMBEDDING, HF_EMBEDDING, HF_HEAD, OUTPUT

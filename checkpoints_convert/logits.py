@@ -18,7 +18,8 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from checkpoints_convert.available_memory import available_memory
 from checkpoints_convert.verify_report import Check
 from megatron_cgrpo.config.errors import ConfigError, RunError
-from megatron_cgrpo.config.model_files import CONFIG, has_tokenizer, read_json_object
+from megatron_cgrpo.config.json_object import read_json_object
+from megatron_cgrpo.config.model_files import CONFIG, has_tokenizer
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.weights.hf_shapes import hf_shapes

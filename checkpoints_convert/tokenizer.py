@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from sentencepiece import SentencePieceProcessor
 
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.model_files import CONFIG, GENERATION_CONFIG, carried_files, has_tokenizer, read_json_object
+from megatron_cgrpo.config.json_object import read_json_object
+from megatron_cgrpo.config.model_files import CONFIG, GENERATION_CONFIG, carried_files, has_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,7 +8,8 @@ from typing import Any
 from checkpoints_convert.tokenizer import check_tokenizer
 from checkpoints_convert.verify_report import Check, judge
 from megatron_cgrpo.config.hf_config import read_model_shape
-from megatron_cgrpo.config.model_files import CONFIG, carried_files, read_json_object
+from megatron_cgrpo.config.json_object import read_json_object
+from megatron_cgrpo.config.model_files import CONFIG, carried_files
 from megatron_cgrpo.config.shape import ModelShape
 
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")

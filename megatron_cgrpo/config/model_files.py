@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
-
-from megatron_cgrpo.config.errors import ConfigError
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Each holds a vocabulary; a directory without any of them has no tokenizer."""
@@ -42,17 +38,6 @@ def carried_files(directory: Path) -> list[Path]:
     """
     found = {path.relative_to(directory) for pattern in _CARRIED for path in directory.glob(pattern) if path.is_file()}
     return sorted(found)
-
-
-def read_json_object(path: Path, remedy: str = "download the file again") -> dict[str, Any]:
-    """Raises ConfigError naming the file and the ``remedy`` where it holds anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}): {remedy}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no JSON object: {remedy}")
-    return content
 
 
 MEGATRON_INDEX, MEGATRON_CONFIG = ".metadata", "metadata.json"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.json_object import read_json_object
 from megatron_cgrpo.observe.atomic import write_json
 
 _SETTINGS, _ANSWERS = "settings.json", "answers.jsonl"
@@ -30,11 +31,11 @@ class AnswerLog:
         """A new log, or an earlier one that goes on; its last line is dropped where writing it was cut short.
 
         Raises ConfigError naming the first difference where the earlier one was written under other settings, and
-        where a line is damaged.
+        where the settings or a line are damaged.
         """
         stated = directory / _SETTINGS
         if stated.exists():
-            _check_same(json.loads(stated.read_text(encoding="utf-8")), settings, directory)
+            _check_same(read_json_object(stated, "restore it, or name another directory"), settings, directory)
         else:
             write_json(stated, settings)
         path = directory / _ANSWERS

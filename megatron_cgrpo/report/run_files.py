@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.model_files import read_json_object
+from megatron_cgrpo.config.json_object import read_json_object
 from megatron_cgrpo.observe.metrics import read_metrics
 
 Line = dict[str, int | float]

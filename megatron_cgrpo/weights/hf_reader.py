@@ -11,7 +11,8 @@ from blake3 import blake3
 from torch import Tensor
 
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.model_files import BIN_INDEX, CONFIG, SAFETENSORS_INDEX, read_json_object
+from megatron_cgrpo.config.json_object import read_json_object
+from megatron_cgrpo.config.model_files import BIN_INDEX, CONFIG, SAFETENSORS_INDEX
 from megatron_cgrpo.weights.fp8_blocks import DEQUANTISED, read_quantisation, scaled_names
 from megatron_cgrpo.weights.tensor_spec import TensorSpec
 from megatron_cgrpo.weights.weight_files import WeightFile, open_weight_file

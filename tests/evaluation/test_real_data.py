@@ -134,6 +134,14 @@ def test_other_settings_do_not_share_a_log(tmp_path: Path) -> None:
     assert AnswerLog.open(tmp_path, SETTINGS).records == {"a": {"id": "a"}}
 
 
+@pytest.mark.parametrize("content", ['{"seed": ', "[]"])
+def test_a_log_whose_settings_are_damaged_is_refused(content: str, tmp_path: Path) -> None:
+    AnswerLog.open(tmp_path, SETTINGS)
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"settings\.json .*: restore it, or name another directory"):
+        AnswerLog.open(tmp_path, SETTINGS)
+
+
 @pytest.fixture(scope="module")
 def real(tokenizer: Tokenizer) -> Iterator[FileTask]:
     if not BENCHMARKS.exists():
