@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
 
+from megatron_cgrpo.actor.calls import TrainerDied, TrainerStuck, first_line, outcome
+from megatron_cgrpo.actor.group_update import GroupUpdate
 from megatron_cgrpo.actor.microbatches import Layout
 from megatron_cgrpo.actor.policy import PolicySpec
-from megatron_cgrpo.actor.timed import Timed
-from megatron_cgrpo.actor.worker import RankUpdate, Worker
+from megatron_cgrpo.actor.worker import Worker
 from megatron_cgrpo.algorithm.spec import LossSpec
-from megatron_cgrpo.config.errors import CheckpointNotWritten, RunError
+from megatron_cgrpo.config.errors import CheckpointNotWritten
 from megatron_cgrpo.data.packing import Schedule, schedule
 from megatron_cgrpo.launch.placement import Place, anywhere
+from megatron_cgrpo.launch.waiting import Poll, results, undisturbed
 from megatron_cgrpo.observe.trace import NoTrace, Trace
 from megatron_cgrpo.types import Origin, TrainRow
 from megatron_cgrpo.weights.transfer.protocol import EngineClient
@@ -26,29 +27,20 @@ logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 600.0
 
-FAILURE_GRACE_S = 10.0
-"""How long after a rank's failure the others may reply: a rank whose peer died reports a broken connection first."""
+STOP_S = 60.0
+"""Ranks that have not ended their collectives by then are killed."""
 
-
-class TrainerDied(RunError):
-    """A trainer rank is gone. The others wait for it in a collective, so the whole group has to be replaced."""
-
-
-@dataclass(frozen=True)
-class GroupUpdate:
-    """Metric sums and maxima over all replicas; ``tokens`` is what the update's sequences hold, padding aside, and
-    ``positions`` what each replica computed, padding included."""
-
-    sums: dict[str, float]
-    maxima: dict[str, float]
-    grad_norm: float
-    lr: float
-    tokens: int
-    positions: list[int]
+KILL_S = 30.0
+"""A frozen process takes Ray some seconds to kill."""
 
 
 class ActorGroup:
-    """Synchronous: every call returns when all ranks have finished it."""
+    """Synchronous: every call returns when all ranks have finished it.
+
+    Where none of them has for ``progress_timeout_s`` seconds (None: for ever), raises TrainerStuck: a rank is frozen,
+    or hangs. Those that have not replied are killed by then, so that they give back their devices and ports. Calls of
+    the start-up take a ``poll``, which may end them by raising.
+    """
 
     def __init__(
         self,
@@ -59,35 +51,42 @@ class ActorGroup:
         threads: int,
         gpu: bool,
         start_timeout_s: float = START_TIMEOUT_S,
+        progress_timeout_s: float | None = None,
         places: Sequence[Place] | None = None,
         tracer: Trace | None = None,
+        poll: Poll = undisturbed,
     ) -> None:
         """Starts ``spec.parallel.world_size`` ranks, rank ``r`` in ``places[r]`` (None: wherever there is a device),
         and builds the policy on them, without weights. ``tracer`` gets what each rank does from when to when.
 
-        Raises TrainerDied where they have not all started in time: Ray waits for a missing machine for ever.
+        Raises TrainerDied where they have not all started in time: Ray waits for a missing machine for ever. No rank
+        is left then.
         """
         self._spec, self._packed, self._micro_batch_tokens = spec, packed, micro_batch_tokens
-        self._failed, self._tracer = False, tracer or NoTrace()
+        self._failed, self._tracer, self._progress_timeout_s = False, tracer or NoTrace(), progress_timeout_s
         places = anywhere(spec.parallel.world_size, 1, gpu) if places is None else places
         self._workers = [_start_rank(rank, threads, place) for rank, place in enumerate(places)]
-        self._wait_for_start(start_timeout_s)
-        layout = Layout.of(spec.parallel, packed)
-        self._call("start", spec, layout, *self._call("open_meeting", ranks=1))
+        try:
+            self._wait_for_start(start_timeout_s, poll)
+            meeting = self._call("open_meeting", ranks=1, poll=poll)
+            self._call("start", spec, Layout.of(spec.parallel, packed), *meeting, poll=poll)
+        except BaseException:
+            self._kill(self._workers)
+            raise
 
-    def load_base(self, model_dir: Path, *, reference: bool = False) -> None:
+    def load_base(self, model_dir: Path, *, reference: bool = False, poll: Poll = undisturbed) -> None:
         """Loads the policy, and with ``reference`` a frozen copy: a Hugging Face directory or a Megatron checkpoint."""
-        self._call("load_base", model_dir, reference)
+        self._call("load_base", model_dir, reference, poll=poll)
 
     def initialise(self, seed: int) -> None:
         self._call("initialise", seed)
 
     def update(self, rows: Sequence[TrainRow], loss: LossSpec) -> GroupUpdate:
         """One optimiser step on a whole mini-batch."""
-        return self._add_up(self._call("update", self._shares(rows), loss), rows)
+        return GroupUpdate.of(self._call("update", self._shares(rows), loss), rows)
 
     def supervised_update(self, rows: Sequence[TrainRow]) -> GroupUpdate:
-        return self._add_up(self._call("supervised_update", self._shares(rows)), rows)
+        return GroupUpdate.of(self._call("supervised_update", self._shares(rows)), rows)
 
     def logprobs(self, rows: Sequence[TrainRow], *, reference: bool = False) -> list[list[float]]:
         """Log-probabilities (nats) of each row's response tokens under the current or the reference policy."""
@@ -113,11 +112,20 @@ class ActorGroup:
         return norms
 
     def connect(
-        self, backend: Literal["file", "nccl", "ipc"], client: EngineClient, engine_ranks: int, dtype: str
+        self,
+        backend: Literal["file", "nccl", "ipc"],
+        client: EngineClient,
+        engine_ranks: int,
+        dtype: str,
+        *,
+        poll: Poll = undisturbed,
     ) -> None:
-        """Opens the weight transfer to the engines behind ``client``; once, before the first ``push``."""
-        [endpoint] = self._call("free_endpoint", ranks=1)
-        self._call("connect", backend, client, engine_ranks, endpoint, dtype)
+        """Opens the weight transfer to the engines behind ``client``, before the first ``push``.
+
+        Once more after engines were started again: they join a transfer that is opened anew, with all the others.
+        """
+        [endpoint] = self._call("free_endpoint", ranks=1, poll=poll)
+        self._call("connect", backend, client, engine_ranks, endpoint, dtype, poll=poll)
 
     def push(self, version: int, base: bool = False) -> None:
         """Sends the current weights, or with ``base`` the reference's, to the engines, which serve them as ``version``.
@@ -140,12 +148,12 @@ class ActorGroup:
             message = f"the ranks could not write {directory}: {error}"
             raise (TrainerDied if self._failed else CheckpointNotWritten)(message) from error
 
-    def resume(self, directory: Path, *, same_layout: bool) -> None:
-        self._call("resume", directory, same_layout)
+    def resume(self, directory: Path, *, same_layout: bool, poll: Poll = undisturbed) -> None:
+        self._call("resume", directory, same_layout, poll=poll)
 
-    def load_checkpoint(self, directory: Path) -> None:
+    def load_checkpoint(self, directory: Path, *, poll: Poll = undisturbed) -> None:
         """The parameters alone, for use without training."""
-        self._call("load_checkpoint", directory)
+        self._call("load_checkpoint", directory, poll=poll)
 
     def memory_gib(self) -> float:
         """The largest peak of any rank."""
@@ -155,12 +163,11 @@ class ActorGroup:
         """Ends every rank; after a failure without asking, since ranks may wait in a collective for ever."""
         try:
             if not self._failed:
-                self._call("stop")
+                self._call("stop", timeout_s=STOP_S)
         except TrainerDied:
             logger.info("a trainer rank was gone before it was stopped")
         finally:
-            for worker in self._workers:
-                ray.kill(worker)
+            self._kill(self._workers)
             self._workers = []
 
     def _schedule(self, rows: Sequence[TrainRow]) -> Schedule:
@@ -178,69 +185,56 @@ class ActorGroup:
     def _shares(self, rows: Sequence[TrainRow]) -> list[list[list[TrainRow]]]:
         return self._deal(self._schedule(rows), rows)
 
-    @staticmethod
-    def _add_up(replies: list[RankUpdate], rows: Sequence[TrainRow]) -> GroupUpdate:
-        sums: dict[str, float] = {}
-        maxima: dict[str, float] = {}
-        for reply in replies:
-            for key, value in reply.sums.items():
-                sums[key] = sums.get(key, 0.0) + value
-            for key, value in reply.maxima.items():
-                maxima[key] = max(maxima.get(key, 0.0), value)
-        tokens = sum(len(row.token_ids) for row in rows)
-        positions = [reply.positions for reply in replies if reply.positions]
-        return GroupUpdate(sums, maxima, replies[0].grad_norm, replies[0].lr, tokens, positions)
-
-    def _call(self, method: str, *arguments: Any, ranks: int | None = None) -> list[Any]:
+    def _call(
+        self,
+        method: str,
+        *arguments: Any,
+        ranks: int | None = None,
+        timeout_s: float | None = None,
+        poll: Poll = undisturbed,
+    ) -> list[Any]:
         """The replies of all ranks, or the first ``ranks``, in their order, or the error of the first that has one.
 
-        Waits for every rank, but after a failure no longer than ``FAILURE_GRACE_S``: the others may never reply. Raises
-        TrainerDied where a rank is gone, now or since an earlier call.
+        ``timeout_s`` takes the place of ``progress_timeout_s``. Raises TrainerDied where a rank is gone, now or since
+        an earlier call.
         """
         if self._failed:
             raise TrainerDied(f"{method} after a failure that left trainer ranks waiting for each other")
         shared = [ray.put(argument) for argument in arguments]
-        workers = enumerate(self._workers[:ranks])
-        pending = {
-            worker.timed.options(name=f"Worker.{method}").remote(method, *shared): rank for rank, worker in workers
+        workers = self._workers[:ranks]
+        calls = {
+            worker.timed.options(name=f"Worker.{method}").remote(method, *shared): rank
+            for rank, worker in enumerate(workers)
         }
-        replies: list[Any] = [None] * len(pending)
-        errors: dict[int, Exception] = {}
         self._failed = True  # until all have replied: an interrupt too leaves ranks inside the call
-        while pending:
-            done, _ = ray.wait(list(pending), num_returns=1, timeout=FAILURE_GRACE_S if errors else None)
-            if not done:
-                break
-            rank = pending.pop(done[0])
-            try:
-                timed: Timed = ray.get(done[0])
-                timed.report(self._tracer, rank, method)
-                replies[rank] = timed.reply
-            except ray.exceptions.RayTaskError as error:
-                # Ray derives its error from the remote exception's class; callers want the exception itself.
-                errors[rank] = error.cause
-            except ray.exceptions.RayError as error:
-                raise TrainerDied(f"trainer rank {rank} died during {method}: {_first_line(error)}") from error
-        self._failed = bool(pending)
-        if errors:
-            raise errors[min(errors)]
-        return replies
-
-    def _wait_for_start(self, timeout_s: float) -> None:
         try:
-            ray.get([worker.__ray_ready__.remote() for worker in self._workers], timeout=timeout_s)
+            found = outcome(calls, method, timeout_s or self._progress_timeout_s, poll)
+        except TrainerStuck:
+            self._kill(workers)
+            ray.wait(list(calls), num_returns=len(calls), timeout=KILL_S)  # a call ends with its process
+            raise
+        self._failed = len(found.replies) + len(found.errors) < len(calls)
+        for rank, timed in sorted(found.replies.items()):
+            timed.report(self._tracer, rank, method)
+        if found.errors:
+            raise found.errors[min(found.errors)]
+        return [found.replies[rank].reply for rank in range(len(calls))]
+
+    def _wait_for_start(self, timeout_s: float, poll: Poll) -> None:
+        try:
+            results([worker.__ray_ready__.remote() for worker in self._workers], timeout_s, poll)
         except ray.exceptions.GetTimeoutError as error:
             raise TrainerDied(
                 f"{len(self._workers)} trainer rank(s) did not start within rollout.start_timeout_s={timeout_s:g}: "
                 "raise it, or free CPUs, GPUs or memory"
             ) from error
         except ray.exceptions.RayError as error:
-            raise TrainerDied(f"a trainer rank did not start: {_first_line(error)}") from error
+            raise TrainerDied(f"a trainer rank did not start: {first_line(error)}") from error
 
-
-def _first_line(error: Exception) -> str:
-    """Ray adds ids and addresses on lines of their own."""
-    return str(error).strip().splitlines()[0]
+    @staticmethod
+    def _kill(workers: Sequence[Any]) -> None:
+        for worker in workers:
+            ray.kill(worker)
 
 
 def _start_rank(rank: int, threads: int, place: Place) -> Any:

@@ -26,6 +26,9 @@ class TrainConfig(Section):
     micro_batch_tokens: int = Field(8192, ge=1)
     packed: bool = True
     threads: int = Field(1, ge=1, description="OpenMP threads of a CPU trainer rank")
+    progress_timeout_s: float | None = Field(
+        3600.0, gt=0, description="trainer ranks that finish no update, push or save for so long are stuck; null: never"
+    )
 
 
 class CheckpointConfig(Section):

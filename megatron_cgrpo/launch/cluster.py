@@ -16,6 +16,7 @@ from pathlib import Path
 import ray
 
 from megatron_cgrpo.config.errors import ConfigError, RunError
+from megatron_cgrpo.launch.waiting import POLL_S, Poll, undisturbed
 
 OBJECT_STORE_BYTES = 512 << 20
 """Rows and log-probabilities of a step travel through it; weights never do."""
@@ -27,7 +28,6 @@ CONNECT_S = 30.0
 START_S = 600.0
 SLOW_S = 10.0
 """A start that fails later than this has failed for want of time."""
-POLL_S = 0.2
 
 logger = logging.getLogger(__name__)
 
@@ -37,23 +37,26 @@ class ClusterNotStarted(RunError):
 
 
 @contextmanager
-def ray_cluster(cpus: int, start_timeout_s: float = START_S) -> Iterator[None]:
+def ray_cluster(cpus: int, start_timeout_s: float = START_S, poll: Poll = undisturbed) -> Iterator[None]:
     """Joins the cluster at ``RAY_ADDRESS`` where that is set, else starts one of ``cpus`` logical CPUs on this machine.
 
     Processes that take turns share cores, so logical CPUs may exceed them. Raises ConfigError where nobody answers at
-    the address, ClusterNotStarted where Ray does not come up in ``start_timeout_s``. On exit the connection, and a
-    private cluster with all its processes and files, are gone.
+    the address, ClusterNotStarted where Ray does not come up in ``start_timeout_s``. ``poll`` is called before and
+    after each attempt, of which Ray ends one by itself within a minute. On exit the connection, and a private cluster
+    with all its processes and files, are gone.
     """
     if "RAY_ADDRESS" in os.environ:
         _check_reachable(os.environ["RAY_ADDRESS"])
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         try:
+            poll()
             yield
         finally:
             ray.shutdown()
         return
-    directory = _started(cpus, start_timeout_s)
+    directory = _started(cpus, start_timeout_s, poll)
     try:
+        poll()
         yield
     finally:
         ray.shutdown()
@@ -74,7 +77,7 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def _started(cpus: int, timeout_s: float) -> str:
+def _started(cpus: int, timeout_s: float, poll: Poll) -> str:
     """The directory of a cluster that has been started.
 
     Ray gives its own node half a minute, which a busy machine may need more than: then it is started again. What fails
@@ -82,6 +85,7 @@ def _started(cpus: int, timeout_s: float) -> str:
     """
     deadline = time.monotonic() + timeout_s
     while True:
+        poll()
         since = time.monotonic()
         # Ray puts sockets below this directory, whose path may have about a hundred characters: not the run directory.
         directory = tempfile.mkdtemp(prefix="mcgrpo-ray-")
@@ -94,6 +98,7 @@ def _started(cpus: int, timeout_s: float) -> str:
             shutil.rmtree(directory, ignore_errors=True)
             if not isinstance(error, Exception):
                 raise
+            poll()  # that it was asked to end goes before why Ray did not start
             cause = str(error).strip().partition("\n")[0]
             now = time.monotonic()
             if now - since < SLOW_S or now >= deadline:
@@ -125,14 +130,15 @@ def _end_processes(directory: str) -> None:
                 os.kill(int(path.parent.name), signal.SIGKILL)
 
 
-def check_capacity(processes: int, cuda: bool, patience_s: float = RELEASE_S) -> None:
-    """Waits until the cluster has as much free as a run asks for.
+def check_capacity(processes: int, cuda: bool, patience_s: float = RELEASE_S, poll: Poll = undisturbed) -> None:
+    """Waits until the cluster has as much free as a run asks for; ``poll`` may end that.
 
     Raises ConfigError, naming what is missing, where that is not so after ``patience_s``: Ray would wait for ever.
     """
     kind = "GPU" if cuda else "CPU"
     deadline = time.monotonic() + patience_s
     while (free := ray.available_resources().get(kind, 0)) < processes:
+        poll()
         if time.monotonic() >= deadline:
             nodes = sum(node["Alive"] for node in ray.nodes())
             raise ConfigError(

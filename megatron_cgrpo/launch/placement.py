@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,10 +12,18 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.errors import ConfigError, RunError
+from megatron_cgrpo.launch.waiting import Poll, results, undisturbed
 
 _KEEP_DEVICES = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 """Stops Ray from hiding every GPU from an actor that asks for none."""
+
+_WAIT_S = 1
+"""Ray counts in whole seconds here."""
+
+
+class DevicesNotFound(RunError):
+    """A node does not say which GPUs it has reserved."""
 
 
 @dataclass(frozen=True)
@@ -64,33 +73,39 @@ def anywhere(count: int, devices: int, gpu: bool) -> list[Place]:
 
 
 @contextmanager
-def reserved(layout: Layout, gpu: bool, timeout_s: float) -> Iterator[Placement]:
+def reserved(layout: Layout, gpu: bool, timeout_s: float, poll: Poll = undisturbed) -> Iterator[Placement]:
     """The devices of ``layout``, close together, until the block ends; actors that are left there end with it.
 
-    Raises ConfigError where the cluster has not given them after ``timeout_s``.
+    ``poll`` may end the wait for them. Raises ConfigError where the cluster has not given them after ``timeout_s``,
+    and DevicesNotFound where by then it does not say which GPUs they are.
     """
+    deadline = time.monotonic() + timeout_s
     kind = "GPU" if gpu else "CPU"
     group = placement_group([{kind: devices} for devices in layout.bundles], strategy="PACK")
     try:
-        if not group.wait(timeout_s):
-            raise ConfigError(
-                f"rollout.placement={'colocated' if layout.colocated else 'separate'}: no nodes have {kind}s free in "
-                f"the portions {layout.bundles} after {timeout_s:g} s: lower rollout.tensor_parallel, rollout.engines "
-                "or parallel, or add nodes"
-            )
-        yield _placement(layout, group, gpu)
+        while not group.wait(_WAIT_S):
+            poll()
+            if time.monotonic() >= deadline:
+                raise ConfigError(
+                    f"rollout.placement={'colocated' if layout.colocated else 'separate'}: no nodes have {kind}s free "
+                    f"in the portions {layout.bundles} after {timeout_s:g} s: lower rollout.tensor_parallel, "
+                    "rollout.engines or parallel, or add nodes"
+                )
+        visible = _visible(group, layout, timeout_s, poll) if gpu and layout.colocated else []
+        yield _placement(layout, group, gpu, visible)
     finally:
         remove_placement_group(group)
 
 
-def _placement(layout: Layout, group: PlacementGroup, gpu: bool) -> Placement:
+def _placement(layout: Layout, group: PlacementGroup, gpu: bool, visible: list[list[str]]) -> Placement:
+    """``visible`` are the ids of the GPUs of each of the policy's engines, where they have to be told."""
     critics = range(layout.engines, layout.engines + layout.critic_engines)
     critic_engines = [_alone(group, bundle, layout.critic_tensor_parallel, gpu) for bundle in critics]
     if not layout.colocated:
         engines = [_alone(group, bundle, layout.tensor_parallel, gpu) for bundle in range(layout.engines)]
         ranks = [_alone(group, critics.stop + rank, 1, gpu) for rank in range(layout.ranks)]
         return Placement(ranks, engines, critic_engines)
-    engines = [_guest(group, bundle, layout.tensor_parallel, gpu) for bundle in range(layout.engines)]
+    engines = [_guest(group, bundle, gpu, visible) for bundle in range(layout.engines)]
     ranks = [_alone(group, rank // layout.tensor_parallel, 1, gpu) for rank in range(layout.ranks)]
     return Placement(ranks, engines, critic_engines)
 
@@ -99,20 +114,28 @@ def _alone(group: PlacementGroup, bundle: int, devices: int, gpu: bool) -> Place
     return Place(_resources(devices, gpu) | _in_bundle(group, bundle))
 
 
-def _guest(group: PlacementGroup, bundle: int, devices: int, gpu: bool) -> Place:
+def _guest(group: PlacementGroup, bundle: int, gpu: bool, visible: list[list[str]]) -> Place:
     """Of a bundle whose devices are counted as the trainer ranks'; GPUs are named, because Ray would hide them."""
     options = _resources(0, gpu) | _in_bundle(group, bundle)
     if not gpu:
         return Place(options)
-    visible = ",".join(_devices(group, bundle, devices))
-    return Place(options, {_KEEP_DEVICES: "1", "CUDA_VISIBLE_DEVICES": visible})
+    return Place(options, {_KEEP_DEVICES: "1", "CUDA_VISIBLE_DEVICES": ",".join(visible[bundle])})
 
 
-def _devices(group: PlacementGroup, bundle: int, count: int) -> list[str]:
-    """The ids of a bundle's GPUs, which nobody uses yet."""
-    probe = ray.remote(_own_gpus).options(**_resources(count, True), **_in_bundle(group, bundle))
-    ids: list[str] = ray.get(probe.remote())
-    return ids
+def _visible(group: PlacementGroup, layout: Layout, timeout_s: float, poll: Poll) -> list[list[str]]:
+    """The ids of the GPUs of each engine's bundle, which nobody uses yet: asked of all of them side by side."""
+    resources = _resources(layout.tensor_parallel, gpu=True)
+    probes = [
+        ray.remote(_own_gpus).options(**resources, **_in_bundle(group, bundle)).remote()
+        for bundle in range(layout.engines)
+    ]
+    try:
+        return results(probes, timeout_s, poll)
+    except ray.exceptions.RayError as error:
+        raise DevicesNotFound(
+            f"the nodes did not name their reserved GPUs within rollout.start_timeout_s={timeout_s:g}: "
+            f"{str(error).strip().partition(chr(10))[0]}: start again, or raise it"
+        ) from error
 
 
 def _own_gpus() -> list[str]:

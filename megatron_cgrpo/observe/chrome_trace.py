@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from megatron_cgrpo.observe.timeline import ENGINE, Span, Timeline, gaps, in_flight, is_worker, kind_of, lanes
+from megatron_cgrpo.observe.timeline import (
+    CRITIC_ENGINE,
+    ENGINE,
+    Span,
+    Timeline,
+    gaps,
+    in_flight,
+    is_worker,
+    kind_of,
+    lanes,
+)
 
 IDLE = "idle"
 Event = dict[str, Any]
@@ -28,6 +38,7 @@ def to_chrome(timeline: Timeline, *, aids: bool) -> dict[str, Any]:
             events += _idle(pid, track, spans, timeline)
         if aids and kind_of(track) == ENGINE:
             engines.append(spans)
+        if aids and kind_of(track) in (ENGINE, CRITIC_ENGINE):
             events += (_counter(pid, "in flight", moment, running) for moment, running in in_flight(spans))
     if aids:
         events += _idle_share(engines, timeline)
@@ -91,7 +102,7 @@ def _counter(pid: int, name: str, moment: int, value: float) -> Event:
 
 
 def _idle_share(engines: list[list[Span]], timeline: Timeline) -> Iterator[Event]:
-    """The share of engines with nothing to do, where it changes; belongs to no track."""
+    """The share of the policy's engines with nothing to do, where it changes; belongs to no track."""
     if not engines:
         return
     yield _name(0, 0, "process_name", "all engines")

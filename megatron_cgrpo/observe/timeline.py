@@ -58,9 +58,9 @@ def merge(timelines: Sequence[Timeline]) -> Timeline:
     return Timeline(spans, start, end, sum(timeline.dropped for timeline in timelines))
 
 
-ENGINE = "engine"
-_WORKERS = ("trainer", "rank", ENGINE)
-_KINDS = ("trainer", "rank", "sync", ENGINE, "verify", "critic")
+ENGINE, CRITIC_ENGINE = "engine", "critic engine"
+_WORKERS = ("trainer", "rank", ENGINE, CRITIC_ENGINE)
+_KINDS = ("trainer", "rank", "sync", ENGINE, CRITIC_ENGINE, "verify", "critic")
 
 
 def track_order(track: str) -> tuple[int, int, str]:

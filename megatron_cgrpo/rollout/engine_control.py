@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Literal, Protocol
 
-from megatron_cgrpo.rollout.protocol import EngineNotReady
+from megatron_cgrpo.rollout.protocol import EngineNotJoined, EngineNotReady
 from megatron_cgrpo.rollout.weight_names import check_complete
 
 State = Literal["empty", "updating", "serving", "asleep"]
@@ -24,6 +24,10 @@ class ControlPlane(Protocol):
     async def pause_generation(self, *, mode: Literal["keep"], clear_cache: bool) -> None: ...
 
     async def resume_generation(self) -> None: ...
+
+    async def init_weight_transfer_engine(self, request: Any) -> None: ...
+
+    async def shutdown_weight_transfer_engine(self) -> None: ...
 
     async def start_weight_update(self) -> None: ...
 
@@ -45,10 +49,14 @@ class EngineControl:
 
     ``frees_memory``: sleeping is done by vLLM too, which has it for GPUs only. Without, an engine that sleeps refuses
     requests and gives nothing back.
+
+    ``must_join``: the transfer is a group of all engines and the trainer, and who has not joined it gets no weights.
     """
 
-    def __init__(self, llm: ControlPlane, *, serving: bool, frees_memory: bool) -> None:
-        self._llm, self._frees_memory = llm, frees_memory
+    def __init__(self, llm: ControlPlane, *, serving: bool, frees_memory: bool, must_join: bool = False) -> None:
+        self._llm, self._frees_memory, self._must_join = llm, frees_memory, must_join
+        self._joined = False
+        self._turn = asyncio.Lock()
         self.state: State = "serving" if serving else "empty"
         self._changed = asyncio.Event()
         self._received: set[str] | None = None
@@ -72,19 +80,41 @@ class EngineControl:
                 "push weights before generating"
             )
 
+    async def join(self, request: Any) -> None:
+        """Takes part in a weight transfer that is opened, and leaves the one before.
+
+        vLLM's workers hold on to a communicator, whose other members may be dead, until they are told to release it,
+        and refuse that while an update is open.
+        """
+        async with self._turn:
+            try:
+                if self._received is not None:
+                    await self._close_abandoned()
+                if self._joined:
+                    self._joined = False
+                    await self._llm.shutdown_weight_transfer_engine()
+                await self._llm.init_weight_transfer_engine(request)
+            except BaseException:
+                self._become("empty")
+                raise
+            self._joined = True
+
     async def start_update(self) -> None:
-        """With the caches cleared, frozen requests go on with recomputed keys and values."""
-        self._become("updating")
-        try:
-            if self._received is not None:
-                await self._close_abandoned()
-            await self._wake(WEIGHTS)
-            await self._llm.pause_generation(mode="keep", clear_cache=True)
-            await self._llm.start_weight_update()
-        except BaseException:
-            self._become("empty")
-            raise
-        self._received = set()
+        """With the caches cleared, frozen requests go on with recomputed keys and values. Raises EngineNotJoined."""
+        async with self._turn:
+            if self._must_join and not self._joined:
+                raise EngineNotJoined("the engine was started again and has no part in the weight transfer yet")
+            self._become("updating")
+            try:
+                if self._received is not None:
+                    await self._close_abandoned()
+                await self._wake(WEIGHTS)
+                await self._llm.pause_generation(mode="keep", clear_cache=True)
+                await self._llm.start_weight_update()
+            except BaseException:
+                self._become("empty")
+                raise
+            self._received = set()
 
     async def update(self, names: list[str], request: Any) -> None:
         """Loads a part of the weights. Raises RuntimeError outside an update."""

@@ -88,5 +88,9 @@ class EngineNotReady(RuntimeError):
     """The engine has no trained weights: none were pushed since it started, the last push failed, or it sleeps."""
 
 
+class EngineNotJoined(RuntimeError):
+    """The engine has no part in the weight transfer: it was started again after that was opened."""
+
+
 class EngineStartError(RunError):
     """An engine did not come up."""

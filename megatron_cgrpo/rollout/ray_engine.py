@@ -14,6 +14,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
 from megatron_cgrpo.config.rollout import StagesConfig
 from megatron_cgrpo.launch.placement import Place
+from megatron_cgrpo.launch.waiting import Poll, results, undisturbed
 from megatron_cgrpo.observe.trace import Trace
 from megatron_cgrpo.rollout.engine_spec import EngineSpec, engine_environment
 from megatron_cgrpo.rollout.pool import EnginePool
@@ -95,15 +96,16 @@ def start_engines(
     stages: StagesConfig | None = None,
     tracer: Trace | None = None,
     name: str = "engine",
+    poll: Poll = undisturbed,
 ) -> EnginePool:
     """Starts an engine in each of ``places``, side by side; returns when all answer.
 
     ``stages``, ``tracer`` and ``name`` are the pool's. Raises EngineStartError with the engine's own last error, or
-    when ``spec.start_timeout_s`` has passed. Either way no engine is left running.
+    when ``spec.start_timeout_s`` has passed, and what ``poll`` does. Either way no engine is left running.
     """
     handles = [_start(spec, place) for place in places]
     try:
-        ray.get([handle.ready.remote() for handle in handles], timeout=spec.start_timeout_s)
+        results([handle.ready.remote() for handle in handles], spec.start_timeout_s, poll)
     except GetTimeoutError as error:
         _kill(handles)
         raise EngineStartError(
@@ -113,6 +115,9 @@ def start_engines(
     except (RayActorError, RayTaskError) as error:
         _kill(handles)
         raise EngineStartError(f"an engine for {spec.model_dir} did not start: {root_cause(error)}") from error
+    except BaseException:
+        _kill(handles)
+        raise
     engines = [RayEngine(handle) for handle in handles]
     return EnginePool(engines, spec.progress_timeout_s, spec.start_timeout_s, stages, tracer, name)
 

@@ -42,7 +42,12 @@ class VllmEngine:
         except Exception as error:
             own = " ".join(f"{type(error).__name__}: {error}".split())
             raise EngineStartError(stderr.last_error() or own) from error
-        self._control = EngineControl(self._llm, serving=spec.own_weights, frees_memory=spec.on_gpu)
+        self._control = EngineControl(
+            self._llm,
+            serving=spec.own_weights,
+            frees_memory=spec.on_gpu,
+            must_join=spec.transfer_backend != "file",
+        )
         self._request_ids = itertools.count()
         self._starting = asyncio.Lock()
         self._expected: set[str] = set()
@@ -66,12 +71,16 @@ class VllmEngine:
         return [completion(output, self._spec.own_weights) for output in outputs]
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Once more where another engine was started again: all join a transfer that is opened anew."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        await self._alive(self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info)))
+        await self._alive(self._control.join(WeightTransferInitRequest(init_info)))
 
     async def start_weight_update(self) -> None:
-        """Freezes running requests; with the caches cleared they go on with recomputed keys and values."""
+        """Freezes running requests; with the caches cleared they go on with recomputed keys and values.
+
+        Raises EngineNotJoined in an engine that was started again since the transfer was opened.
+        """
         if not self._expected:  # the process was replaced since, and nobody has asked whether it is ready
             await self.ready()
         await self._alive(self._control.start_update())

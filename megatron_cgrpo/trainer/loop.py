@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
-from megatron_cgrpo.actor.group import GroupUpdate
+from megatron_cgrpo.actor.group_update import GroupUpdate
 from megatron_cgrpo.config.algorithm import AlgorithmConfig
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import PromptSampler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from megatron_cgrpo.actor.group import TrainerDied
+from megatron_cgrpo.actor.calls import TrainerDied
 from megatron_cgrpo.launch.cluster import RELEASE_S, ClusterNotStarted
 from megatron_cgrpo.rollout.protocol import EngineDied, EngineStartError
 

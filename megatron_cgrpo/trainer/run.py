@@ -103,7 +103,7 @@ def _attempt(
     tracer = Tracer(record.directory / "trace", record.last_step) if recipe.observe.trace else NoTrace()
     reference = any(algorithm.needs_reference for algorithm in recipe.algorithms)
     with (
-        ray_cluster(processes(recipe, critic=True), recipe.rollout.start_timeout_s),
+        ray_cluster(processes(recipe, critic=True), recipe.rollout.start_timeout_s, stop.check),
         start_system(
             recipe,
             model_dir,
@@ -116,7 +116,8 @@ def _attempt(
     ):
         if record.manifest is not None and record.checkpoint is not None:
             policy = (record.checkpoint / POLICY).absolute()
-            system.actor.resume(policy, same_layout=record.manifest.same_layout(recipe.parallel))
+            same_layout = record.manifest.same_layout(recipe.parallel)
+            system.actor.resume(policy, same_layout=same_layout, poll=stop.check)
         restarts.came_up()
         display.status("training")
         TrainingLoop(recipe, system, problems, sampler, record, stop, budget, tracer).run()

@@ -88,11 +88,11 @@ def served(
     with open_display(0, live=False) as display:
         model_dir = base_model(recipe, problems, display, stop)
     with (
-        ray_cluster(processes(recipe, critic=critic), recipe.rollout.start_timeout_s),
+        ray_cluster(processes(recipe, critic=critic), recipe.rollout.start_timeout_s, stop.check),
         start_system(recipe, model_dir, stop, critic=critic) as system,
     ):
         if checkpoint is not None:
-            system.actor.load_checkpoint((checkpoint / POLICY).absolute())
+            system.actor.load_checkpoint((checkpoint / POLICY).absolute(), poll=stop.check)
         system.actor.push(manifest.weight_version if manifest else 0)
         yield system
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from megatron_cgrpo.actor.group import GroupUpdate
+from megatron_cgrpo.actor.group_update import GroupUpdate
 from megatron_cgrpo.algorithm.metrics import LOSS_TERMS, reduce_metrics
 from megatron_cgrpo.rollout.clock import IDLE, StageClock
 from megatron_cgrpo.types import TEMPLATES, FinishReason, Group, Origin, Sample

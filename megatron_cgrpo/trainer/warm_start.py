@@ -56,7 +56,7 @@ def base_model(recipe: Recipe, problems: Problems, display: Display, stop: StopS
     if target.is_dir():
         logger.info("base model: cached in %s", target)
     else:
-        _train(recipe.warm_start, shape, task, tokenizer, target, display, stop, recipe.rollout.start_timeout_s)
+        _train(recipe, shape, task, tokenizer, target, display, stop)
     return target
 
 
@@ -80,21 +80,21 @@ def _content_hash(recipe: Recipe, shape: ModelShape, task: WarmStartTask) -> str
 
 
 def _train(
-    config: WarmStartConfig,
+    recipe: Recipe,
     shape: ModelShape,
     task: WarmStartTask,
     tokenizer: Tokenizer,
     target: Path,
     display: Display,
     stop: StopSignal,
-    start_timeout_s: float,
 ) -> None:
+    config = recipe.warm_start
     display.status(f"warm start: {config.steps} supervised steps (kept for later runs)")
     ranks = config.tp * config.dp
-    with ray_cluster(ranks, start_timeout_s):
+    with ray_cluster(ranks, recipe.rollout.start_timeout_s, stop.check):
         stop.rearm()
-        check_capacity(ranks, torch.cuda.is_available())
-        actor = _actor(config, shape)
+        check_capacity(ranks, torch.cuda.is_available(), poll=stop.check)
+        actor = _actor(recipe, shape, stop)
         actor.initialise(config.seed)
         for step, rows in enumerate(islice(batches(task, config), config.steps), start=1):
             stop.check()
@@ -108,7 +108,8 @@ def _train(
         actor.stop()
 
 
-def _actor(config: WarmStartConfig, shape: ModelShape) -> ActorGroup:
+def _actor(recipe: Recipe, shape: ModelShape, stop: StopSignal) -> ActorGroup:
+    config = recipe.warm_start
     spec = PolicySpec(
         shape=shape,
         model=ModelConfig(implementation="local"),  # float32 and packed, which Transformer Engine is not for
@@ -125,7 +126,14 @@ def _actor(config: WarmStartConfig, shape: ModelShape) -> ActorGroup:
         seed=config.seed,
     )
     return ActorGroup(
-        spec, packed=True, micro_batch_tokens=config.micro_batch_tokens, threads=1, gpu=torch.cuda.is_available()
+        spec,
+        packed=True,
+        micro_batch_tokens=config.micro_batch_tokens,
+        threads=1,
+        gpu=torch.cuda.is_available(),
+        start_timeout_s=recipe.rollout.start_timeout_s,
+        progress_timeout_s=recipe.train.progress_timeout_s,
+        poll=stop.check,
     )
 
 

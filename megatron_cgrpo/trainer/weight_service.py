@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
+from megatron_cgrpo.launch.waiting import Poll, undisturbed
 from megatron_cgrpo.observe.timers import Timer
 from megatron_cgrpo.rollout.pool import EnginePool
-from megatron_cgrpo.rollout.protocol import EngineDied
+from megatron_cgrpo.rollout.protocol import EngineDied, EngineNotJoined
 from megatron_cgrpo.trainer.feeder import Feeder
 from megatron_cgrpo.trainer.system import System
 
 logger = logging.getLogger(__name__)
-
-Poll = Callable[[], None]
-"""Called again and again while engines start again, which may take minutes; what it raises ends the wait."""
-
-
-def _wait() -> None:
-    """Nothing ends the wait."""
 
 
 class WeightService:
@@ -34,7 +27,7 @@ class WeightService:
         self._asleep = False
         self._idle_s = 0.0
 
-    def serve(self, version: int, *, base: bool = False, poll: Poll = _wait) -> None:
+    def serve(self, version: int, *, base: bool = False, poll: Poll = undisturbed) -> None:
         """All engines serve ``version``, the current policy or the ``base``, those that had been lost before too."""
         current = not self._asleep and self._pushed is not None and self._pushed[0] == version
         if current and not any(pool.lost for pool in self._system.pools):
@@ -45,7 +38,7 @@ class WeightService:
             if not current or self._system.pool.lost:
                 self._push(version, base, poll)
 
-    def rescue(self, poll: Poll = _wait) -> None:
+    def rescue(self, poll: Poll = undisturbed) -> None:
         """Where a pool has no engine left, nothing goes on before they run and have weights again.
 
         Call it while something may be asked of them. Where nothing can be, because they have no weights yet or have
@@ -83,12 +76,21 @@ class WeightService:
         pool = self._system.pool
         self._feeder.run(pool.updating())
         try:
-            self._system.actor.push(version, base=base)
+            self._send(version, base)
         except EngineDied as died:
             logger.warning("pushing again: %s", died)  # it died unnoticed, because nothing was asked of it
             self._feeder.run(pool.check(), poll)
             self._recover(pool, poll)
-            self._system.actor.push(version, base=base)
+            self._send(version, base)
         self._pushed, self._asleep = (version, base), False
         for each in self._system.pools:
             self._feeder.run(each.updated())
+
+    def _send(self, version: int, base: bool) -> None:
+        """Engines that were started again say so before anything is sent, where they have to join the transfer."""
+        try:
+            self._system.actor.push(version, base=base)
+        except EngineNotJoined:
+            logger.info("opening the weight transfer anew: an engine was started again")
+            self._system.join()
+            self._system.actor.push(version, base=base)

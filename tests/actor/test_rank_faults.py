@@ -14,7 +14,8 @@ from rank_cases import SPEC, training_rows
 from received_weights import Receiver
 from small_disk import fill, small_disk
 
-from megatron_cgrpo.actor.group import ActorGroup, TrainerDied
+from megatron_cgrpo.actor.calls import TrainerDied
+from megatron_cgrpo.actor.group import ActorGroup
 from megatron_cgrpo.actor.policy import PolicySpec
 from megatron_cgrpo.config.errors import CheckpointNotWritten
 from megatron_cgrpo.config.model import ModelConfig

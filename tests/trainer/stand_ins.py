@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_cgrpo.actor.group import GroupUpdate
+from megatron_cgrpo.actor.group_update import GroupUpdate
 from megatron_cgrpo.algorithm.metrics import COMPARED, LOSS_TERMS, MISMATCH, PER_SOURCE
 from megatron_cgrpo.algorithm.spec import LossSpec
 from megatron_cgrpo.rollout.protocol import EngineDied, EngineNotReady, GenerateRequest, RequestKey

@@ -11,7 +11,8 @@ import pytest
 from stand_ins import StandInEngine, StandInTrainer
 from tiny_sandbox import TINY_SANDBOX
 
-from megatron_cgrpo.actor.group import ActorGroup, TrainerDied
+from megatron_cgrpo.actor.calls import TrainerDied
+from megatron_cgrpo.actor.group import ActorGroup
 from megatron_cgrpo.config.loading import load_recipe
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import PromptSampler

@@ -12,7 +12,7 @@ import pytest
 from faults import CORE, ENGINE, RANK, check_gone, check_prompts, titled
 from training_runs import SMALL, STEPS, Run
 
-from megatron_cgrpo.actor.group import TrainerDied
+from megatron_cgrpo.actor.calls import TrainerDied
 from megatron_cgrpo.launch.cluster import RELEASE_S
 from megatron_cgrpo.rollout.protocol import EngineDied
 from megatron_cgrpo.trainer.restarts import Restarts

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_cgrpo.actor.group import GroupUpdate
+from megatron_cgrpo.actor.group_update import GroupUpdate
 from megatron_cgrpo.algorithm.metrics import COMPARED, LOSS_TERMS, MISMATCH, PER_SOURCE
 from megatron_cgrpo.observe.metrics import is_timing
 from megatron_cgrpo.rollout.clock import Spent, StageClock
