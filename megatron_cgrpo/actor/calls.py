@@ -12,7 +12,7 @@ import ray
 
 from megatron_cgrpo.actor.timed import Timed
 from megatron_cgrpo.config.errors import RunError
-from megatron_cgrpo.launch.waiting import POLL_S, Poll
+from megatron_cgrpo.launch.waiting import POLL_S, Poll, first_line
 
 FAILURE_GRACE_S = 10.0
 """How long after a rank's failure the others may reply: a rank whose peer died reports a broken connection first."""
@@ -70,8 +70,3 @@ def _note(rank: int, call: Any, method: str, found: Outcome) -> None:
         found.errors[rank] = error.cause
     except ray.exceptions.RayError as error:
         raise TrainerDied(f"trainer rank {rank} died during {method}: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """Ray adds ids and addresses on lines of their own."""
-    return str(error).strip().splitlines()[0]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import ray
 
-from megatron_cgrpo.actor.calls import TrainerDied, TrainerStuck, first_line, outcome
+from megatron_cgrpo.actor.calls import TrainerDied, TrainerStuck, outcome
 from megatron_cgrpo.actor.group_update import GroupUpdate
 from megatron_cgrpo.actor.microbatches import Layout
 from megatron_cgrpo.actor.policy import PolicySpec
@@ -18,7 +18,7 @@ from megatron_cgrpo.algorithm.spec import LossSpec
 from megatron_cgrpo.config.errors import CheckpointNotWritten
 from megatron_cgrpo.data.packing import Schedule, schedule
 from megatron_cgrpo.launch.placement import Place, anywhere
-from megatron_cgrpo.launch.waiting import Poll, results, undisturbed
+from megatron_cgrpo.launch.waiting import Poll, first_line, results, undisturbed
 from megatron_cgrpo.observe.trace import NoTrace, Trace
 from megatron_cgrpo.types import Origin, TrainRow
 from megatron_cgrpo.weights.transfer.protocol import EngineClient

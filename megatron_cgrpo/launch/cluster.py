@@ -42,7 +42,7 @@ def ray_cluster(cpus: int, start_timeout_s: float = START_S, poll: Poll = undist
 
     Processes that take turns share cores, so logical CPUs may exceed them. Raises ConfigError where nobody answers at
     the address, ClusterNotStarted where Ray does not come up in ``start_timeout_s``. ``poll`` is called before and
-    after each attempt, of which Ray ends one by itself within a minute. On exit the connection, and a private cluster
+    after each attempt, which Ray ends by itself in about a minute. On exit the connection, and a private cluster
     with all its processes and files, are gone.
     """
     if "RAY_ADDRESS" in os.environ:

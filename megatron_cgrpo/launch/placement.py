@@ -13,13 +13,13 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from megatron_cgrpo.config.errors import ConfigError, RunError
-from megatron_cgrpo.launch.waiting import Poll, results, undisturbed
+from megatron_cgrpo.launch.waiting import Poll, first_line, results, undisturbed
 
 _KEEP_DEVICES = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 """Stops Ray from hiding every GPU from an actor that asks for none."""
 
 _WAIT_S = 1
-"""Ray counts in whole seconds here."""
+"""Between two polls."""
 
 
 class DevicesNotFound(RunError):
@@ -134,7 +134,7 @@ def _visible(group: PlacementGroup, layout: Layout, timeout_s: float, poll: Poll
     except ray.exceptions.RayError as error:
         raise DevicesNotFound(
             f"the nodes did not name their reserved GPUs within rollout.start_timeout_s={timeout_s:g}: "
-            f"{str(error).strip().partition(chr(10))[0]}: start again, or raise it"
+            f"{first_line(error)}: start again, or raise it"
         ) from error
 
 

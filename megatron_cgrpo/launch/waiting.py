@@ -36,3 +36,8 @@ def results(calls: Sequence[Any], timeout_s: float, poll: Poll = undisturbed) ->
             raise GetTimeoutError(f"{len(pending)} of {len(calls)} calls have not returned after {timeout_s:g} s")
     replies: list[Any] = ray.get(list(calls))
     return replies
+
+
+def first_line(error: Exception) -> str:
+    """Ray adds ids and addresses on lines of their own."""
+    return str(error).strip().splitlines()[0]

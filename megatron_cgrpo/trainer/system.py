@@ -24,7 +24,7 @@ from megatron_cgrpo.observe.trace import Trace
 from megatron_cgrpo.rollout.engine_spec import critic_engine_spec, engine_spec
 from megatron_cgrpo.rollout.pool import EnginePool
 from megatron_cgrpo.rollout.protocol import EngineStartError
-from megatron_cgrpo.rollout.ray_engine import start_engines
+from megatron_cgrpo.rollout.ray_engine import RayEngine, start_engines
 from megatron_cgrpo.rollout.weight_client import WeightClient
 from megatron_cgrpo.trainer.signals import StopRequested, StopSignal
 
@@ -108,7 +108,7 @@ def start_system(
         stack.callback(actor.stop)
         actor.load_base(model_dir.absolute(), reference=reference, poll=stop.check)
         pool = starting.result()
-        handles = [engine.handle for engine in pool.engines]
+        handles = [engine.handle for engine in pool.engines if isinstance(engine, RayEngine)]
         client = WeightClient(handles, recipe.rollout.tensor_parallel, recipe.rollout.progress_timeout_s)
         join = partial(actor.connect, engine.transfer_backend, client, client.engine_ranks, recipe.model.dtype)
         join(poll=stop.check)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from rank_cases import SPEC, training_rows
 from received_weights import Receiver
 from small_disk import fill, small_disk
 
-from megatron_cgrpo.actor.calls import TrainerDied
+from megatron_cgrpo.actor.calls import TrainerDied, TrainerStuck
 from megatron_cgrpo.actor.group import ActorGroup
 from megatron_cgrpo.actor.policy import PolicySpec
 from megatron_cgrpo.config.errors import CheckpointNotWritten
@@ -25,6 +26,11 @@ from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.launch.cluster import ray_cluster
 
 SHAPE = ModelShape(QWEN2, 2, 2, 2, 32, 64, 96, vocab=128, max_positions=512)
+
+
+def processes() -> list[psutil.Process]:
+    """Of all ranks."""
+    return [process for process in psutil.Process().children(recursive=True) if "ray::Worker" in process.name()]
 
 
 def start(ranks: int, **options: float) -> ActorGroup:
@@ -66,18 +72,44 @@ def test_ranks_that_meet_a_full_disk_train_on_or_are_given_up(group: ActorGroup,
 
 
 def test_a_dead_rank_is_named_and_nobody_waits_for_it(group: ActorGroup) -> None:
-    ranks = [process for process in psutil.Process().children(recursive=True) if "ray::Worker" in process.name()]
-    ranks[1].kill()
+    processes()[1].kill()
     with pytest.raises(TrainerDied, match=r"^trainer rank \d died during update: "):
         group.update(training_rows(), SPEC)
     with pytest.raises(TrainerDied, match="after a failure"):
         group.update(training_rows(), SPEC)
 
 
+def test_a_frozen_rank_is_given_up_and_leaves_its_place(group: ActorGroup) -> None:
+    group.stop()
+    stuck = start(2, progress_timeout_s=20.0)
+    stuck.initialise(seed=3)
+    stuck.update(training_rows(), SPEC)
+    ranks = processes()
+    ranks[1].send_signal(signal.SIGSTOP)
+    with pytest.raises(TrainerStuck, match=r"^trainer rank\(s\) .*did not finish update within train.progress_timeout"):
+        stuck.update(training_rows(), SPEC)
+    with pytest.raises(TrainerDied, match="after a failure"):
+        stuck.update(training_rows(), SPEC)
+    _, alive = psutil.wait_procs(ranks, timeout=30)
+    assert alive == [], "their ports and devices are still taken"
+    stuck.stop()
+    start(2).stop()
+
+
+def test_a_rank_that_freezes_idle_is_not_waited_for_when_it_is_stopped(
+    group: ActorGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megatron_cgrpo.actor.group.STOP_S", 5.0)
+    ranks = processes()
+    ranks[0].send_signal(signal.SIGSTOP)
+    group.stop()
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert alive == []
+
+
 def test_a_first_rank_that_is_dead_when_it_is_asked_alone_is_a_lost_trainer(group: ActorGroup, tmp_path: Path) -> None:
-    for process in psutil.Process().children(recursive=True):
-        if "ray::Worker" in process.name():
-            process.kill()
+    for process in processes():
+        process.kill()
     with pytest.raises(TrainerDied, match="^trainer rank 0 died during free_endpoint: "):
         group.connect("file", Receiver(tmp_path), 1, "float32")
 
@@ -88,9 +120,8 @@ def test_ranks_that_find_no_place_are_given_up(group: ActorGroup) -> None:
 
 
 def test_ranks_that_die_idle_are_no_error_when_they_are_stopped_and_leave_their_places(group: ActorGroup) -> None:
-    for process in psutil.Process().children(recursive=True):
-        if "ray::Worker" in process.name():
-            process.kill()
+    for process in processes():
+        process.kill()
     group.stop()
     deadline = time.monotonic() + 60
     while ray.available_resources().get("CPU", 0) < 2:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any, cast
 
 from megatron_cgrpo.actor.parallel import Endpoint
 from megatron_cgrpo.actor.sender import build_sender
+from megatron_cgrpo.actor.worker import Worker
 from megatron_cgrpo.config.model_shape import QWEN3, ModelShape
 from megatron_cgrpo.weights.transfer.file import FileSender
 
@@ -49,3 +52,12 @@ def test_file_sends_from_rank_0_alone() -> None:
 def test_a_rank_that_sends_files_does_without_vllm() -> None:
     result = subprocess.run([sys.executable, "-c", BUILD_ON_A_RANK], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_rank_that_connects_again_closes_what_it_shares_with_engines_that_are_gone() -> None:
+    closed: list[bool] = []
+    engines, worker = Engines(), cast(Any, Worker.__new__(Worker))
+    worker._rank, worker._spec = 0, SimpleNamespace(shape=SHAPE)
+    worker._sender = SimpleNamespace(close=lambda: closed.append(True))
+    worker.connect("file", engines, 1, ENDPOINT, "float32")
+    assert closed == [True] and engines.told == [{}] and isinstance(worker._sender, FileSender)

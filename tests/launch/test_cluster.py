@@ -106,3 +106,19 @@ def test_what_does_not_start_in_time_or_fails_at_once_says_why(
         pass
     assert len(stub.directories) == tried and not any(directory.exists() for directory in stub.directories)
     assert [process.wait(60) for process in stub.processes] == [-9] * tried
+
+
+@pytest.mark.parametrize("starts", [(30, 40, 40), ()], ids=["before another attempt", "once it is up"])
+def test_who_asks_for_the_end_gets_it(monkeypatch: pytest.MonkeyPatch, starts: tuple[float, ...]) -> None:
+    class Stopped(Exception):
+        pass
+
+    def poll() -> None:
+        if stub.directories:
+            raise Stopped
+
+    stub = FailingRay(monkeypatch, *starts)
+    with pytest.raises(Stopped), ray_cluster(2, 1000, poll):
+        pytest.fail("the run goes on")
+    assert len(stub.directories) == 1 and not stub.directories[0].exists()
+    assert [process.wait(60) for process in stub.processes] == [-9] * min(1, len(starts))

@@ -101,6 +101,14 @@ def test_idle_time_can_be_seen() -> None:
     assert counter(trace, "in flight") == [(10, 1), (20, 1), (40, 0), (60, 1), (80, 0), (100, 0)]
 
 
+def test_a_critics_engine_has_idle_time_and_requests_of_its_own_and_no_part_in_the_policys() -> None:
+    spans = [Span("engine 0", "generate", 0, 100), Span("critic engine 0", "critique", 20, 60)]
+    trace = to_chrome(Timeline(spans, 0, 100), aids=True)
+    assert sorted(spans_named(trace, "idle")) == [(0, 20), (60, 40)]
+    assert counter(trace, "in flight") == [(0, 1), (20, 1), (60, 0), (100, 0)]
+    assert counter(trace, "idle share") == [(0, 0.0)]
+
+
 def test_requests_of_an_engine_that_overlap_get_lanes() -> None:
     spans = [Span("engine 0", "generate", start, start + 30) for start in (0, 10, 20, 30)]
     events = to_chrome(Timeline(spans, 0, 60), aids=True)["traceEvents"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cgrpo.observe.timeline import Span, Timeline, gaps, in_flight, lanes, merge, shares
+from megatron_cgrpo.observe.timeline import Span, Timeline, gaps, in_flight, is_worker, lanes, merge, shares
 
 END = 40
 SPANS = st.lists(
@@ -81,3 +81,8 @@ def test_tracks_come_in_the_order_in_which_they_are_read() -> None:
     timeline = Timeline([Span(name, "x", 0, 1) for name in names], 0, 1)
     order = ["trainer", "rank 0", "rank 1", "sync", "engine 2", "engine 10", "verify", "critic", "other"]
     assert list(timeline.tracks) == order
+
+
+def test_who_holds_a_device_costs_something_while_it_idles() -> None:
+    assert all(map(is_worker, ("trainer", "rank 1", "engine 12", "critic engine 0")))
+    assert not any(map(is_worker, ("verify", "critic", "sync")))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_cgrpo.rollout.engine_control import EngineControl
-from megatron_cgrpo.rollout.protocol import EngineNotReady
+from megatron_cgrpo.rollout.protocol import EngineNotJoined, EngineNotReady
 from megatron_cgrpo.rollout.weight_names import IncompleteWeights
 
 NAMES = {"a", "b"}
@@ -32,6 +32,12 @@ class Recorder:
 
     async def resume_generation(self) -> None:
         self._called("resume")
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        self._called("join", request)
+
+    async def shutdown_weight_transfer_engine(self) -> None:
+        self._called("leave")
 
     async def start_weight_update(self) -> None:
         self._called("start")
@@ -188,3 +194,47 @@ def test_on_a_cpu_sleep_frees_nothing_and_still_closes_the_engine() -> None:
     assert llm.calls == [] and control.state == "asleep"
     asyncio.run(push(control))
     assert not any(call.startswith("wake") for call in llm.calls)
+
+
+def test_an_engine_takes_no_weights_before_it_has_joined_their_transfer() -> None:
+    llm = Recorder()
+    control = EngineControl(llm, serving=False, frees_memory=True, must_join=True)
+    with pytest.raises(EngineNotJoined, match="started again"):
+        asyncio.run(control.start_update())
+    assert llm.calls == [], "nothing was begun that would have to be ended"
+    asyncio.run(control.join("group"))
+    asyncio.run(push(control))
+    assert llm.calls[:2] == ["join group", "pause keep True"]
+    asyncio.run(control.admitted())
+
+
+def test_a_transfer_that_is_opened_anew_is_left_and_joined_and_an_open_update_is_closed_before() -> None:
+    llm = Recorder()
+    control = EngineControl(llm, serving=False, frees_memory=True, must_join=True)
+    asyncio.run(control.join("first"))
+    asyncio.run(push(control))
+    asyncio.run(control.start_update())  # another engine did not
+    llm.calls.clear()
+    asyncio.run(control.join("second"))
+    assert llm.calls == ["finish None", "leave", "join second"]
+    asyncio.run(push(control, 2))
+    assert llm.calls[3:] == ["pause keep True", "start", "update weights", "finish 2", "resume"]
+    asyncio.run(control.admitted())
+
+
+def test_who_could_not_join_serves_nothing_and_may_try_again() -> None:
+    llm = Recorder()
+    control = EngineControl(llm, serving=False, frees_memory=True, must_join=True)
+    asyncio.run(control.join("first"))
+    asyncio.run(push(control))
+    llm.fails = "join"
+    with pytest.raises(ConnectionError):
+        asyncio.run(control.join("second"))
+    with pytest.raises(EngineNotReady):
+        asyncio.run(control.admitted())
+    with pytest.raises(EngineNotJoined):
+        asyncio.run(control.start_update())
+    llm.fails = None
+    llm.calls.clear()
+    asyncio.run(control.join("third"))
+    assert llm.calls == ["join third"], "the communicator is gone already"

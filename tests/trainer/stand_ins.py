@@ -86,6 +86,10 @@ class StandInTrainer:
     def __init__(self, engines: Sequence[StandInEngine]) -> None:
         self._engines = engines
         self.pushes: list[tuple[int, bool]] = []
+        self.joins = 0
+
+    def join(self) -> None:
+        self.joins += 1
 
     def push(self, version: int, base: bool = False) -> None:
         self.pushes.append((version, base))

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,9 +33,10 @@ STALENESS = 1
 RESPONSE_TOKENS = 12
 """Too few for some problems: their samples would go on, and their end is not waited for."""
 OUTAGE_STEPS = 3
-"""How long the disk stays full, and the critics' server down: a checkpoint is due in the meantime."""
+"""How long the disk stays full: a checkpoint is due in the meantime."""
 LEFT_BYTES = 1 << 20
 """Less than a checkpoint needs, more than the lines and dumps of the steps that the disk stays full for."""
+OUTAGE = ("critique.failed.server_down", "critique.failed.unreachable")
 CRITIQUE = "Step 1 is wrong, it should be 6-9=7. Conclusion: incorrect [END]"
 WAIT_S = 900
 FAULTS = (
@@ -61,6 +62,7 @@ SETTINGS = [
     f"rollout.max_response_tokens={RESPONSE_TOKENS}",
     "rollout.progress_timeout_s=20",
     "critic.source=api",
+    "critic.trigger=always",  # so that every step asks the server, and an outage shows in the next that is collected
     "critic.api.model=judge",
     "critic.api.retries=0",
     "critic.api.down_after=2",
@@ -69,13 +71,18 @@ SETTINGS = [
 
 @dataclass
 class Target:
-    """What the faults happen to. ``repairs`` maps a step to what is mended once it has been trained."""
+    """What the faults happen to. ``repairs`` maps a step to what is mended once it has been trained.
+
+    The server stays down until a step's line has shown it: a restart may take that line back later on, and what the
+    server answers when the step is made again is no failure.
+    """
 
     run: Run
     nodes: Nodes
     disk: Path
     rng: Random
     server_is_up: bool = True
+    outage_was_seen: bool = False
     repairs: dict[int, Callable[[], None]] = field(default_factory=dict)
 
     def inject(self, fault: str, step: int) -> None:
@@ -97,7 +104,6 @@ class Target:
                 self.repairs[step + OUTAGE_STEPS] = filler.unlink
             case ["critic", "server", "down"]:
                 self.server_is_up = False
-                self.repairs[step + OUTAGE_STEPS] = self._start_server
 
     def repair(self, step: int) -> None:
         for due in [due for due in self.repairs if due <= step]:
@@ -106,8 +112,9 @@ class Target:
     def answer(self, body: dict[str, Any], number: int) -> Answer:
         return says(CRITIQUE) if self.server_is_up else Answer()
 
-    def _start_server(self) -> None:
-        self.server_is_up = True
+    def watch(self, lines: Sequence[Mapping[str, float]]) -> None:
+        if not self.server_is_up and any(cause in line for line in lines for cause in OUTAGE):
+            self.server_is_up = self.outage_was_seen = True
 
     def _one(self, title: str) -> psutil.Process:
         """A process that lives now, or as soon as one does: an earlier fault may just have taken it."""
@@ -126,17 +133,18 @@ def test_a_run_survives_every_fault(folder: Path, cache: Path, monkeypatch: pyte
     with chaos(folder, cache, monkeypatch, rng) as target:
         run = target.run
         for step, fault, delay in schedule:
-            wait_for_step(run, step)
+            wait_for_step(target, step)
             target.repair(step)
             time.sleep(delay)
             target.inject(fault, step)
         for step in range(len(FAULTS) + 1, STEPS + 1):
-            wait_for_step(run, step)
+            wait_for_step(target, step)
             target.repair(step)
         _, errors = run.process.communicate(timeout=WAIT_S)
         assert run.process.returncode == 0, errors[-8000:]
         check_gone(run, RANK, ENGINE, CORE)
         check_prompts(run, SETTINGS, STEPS, STALENESS)
+        assert target.outage_was_seen, "no step had a critique that failed while the server was down"
         check_that_faults_were_felt(run, errors)
 
 
@@ -144,7 +152,6 @@ def check_that_faults_were_felt(run: Run, errors: str) -> None:
     lines = read_metrics(run.directory / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(STEPS + 1))
     assert any(line.get("response.truncated", 0) > 0 for line in lines), "no sample was cut off"
-    assert any("critique.failed.server_down" in line or "critique.failed.unreachable" in line for line in lines)
     assert any(line.get("critique.api.generated_tokens", 0) > 0 for line in lines), "the server was never heard"
     for said in ("out of service", "restart 1 of 2 from step", "no checkpoint:"):
         assert said in errors, said
@@ -172,11 +179,16 @@ def chaos(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, rng: Rando
                     run.process.communicate()
 
 
-def wait_for_step(run: Run, step: int) -> None:
+def wait_for_step(target: Target, step: int) -> None:
     """Steps that a restart has taken back are waited for again."""
+    run = target.run
     metrics = run.directory / "metrics.jsonl"
     deadline = time.monotonic() + WAIT_S
-    while not (metrics.exists() and any(line["step"] >= step for line in read_metrics(metrics))):
+    while True:
+        lines = read_metrics(metrics) if metrics.exists() else []
+        target.watch(lines)
+        if any(line["step"] >= step for line in lines):
+            return
         assert run.process.poll() is None, run.process.communicate()[1][-8000:]
         assert time.monotonic() < deadline, f"the run does not get to step {step}"
         time.sleep(0.1)

@@ -107,7 +107,7 @@ def test_resuming_without_a_checkpoint_starts_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"train": {"steps": 500, "micro_batch_tokens": 77, "packed": False, "threads": 2}},
+        {"train": {"steps": 500, "micro_batch_tokens": 77, "packed": False, "threads": 2, "progress_timeout_s": 60.0}},
         {"parallel": {"tp": 2}},
         {"checkpoint": {"every": 1}},
         {"rollout": {"engines": 2, "kv_cache_mib": 64, "progress_timeout_s": 1.0}},

@@ -28,8 +28,8 @@ def freeze(process: psutil.Process) -> None:
 
 @pytest.mark.parametrize(
     ("title", "fault"),
-    [(RANK, kill), (ENGINE, kill), (CORE, freeze)],
-    ids=["rank killed", "engine killed", "engine core frozen"],
+    [(RANK, kill), (RANK, freeze), (ENGINE, kill), (CORE, freeze)],
+    ids=["rank killed", "rank frozen", "engine killed", "engine core frozen"],
 )
 def test_a_run_goes_on_by_itself_and_trains_the_same(
     folder: Path,
@@ -39,7 +39,7 @@ def test_a_run_goes_on_by_itself_and_trains_the_same(
     fault: Callable[[psutil.Process], None],
     request: pytest.FixtureRequest,
 ) -> None:
-    settings = ["checkpoint.every=2", "rollout.progress_timeout_s=20"]
+    settings = ["checkpoint.every=2", "rollout.progress_timeout_s=20", "train.progress_timeout_s=60"]
     run = Run(folder, cache, request.node.callspec.id.replace(" ", "_"), *settings)
     run.wait_for_step(1)
     victim = titled(run.session(), title)[0]

@@ -23,7 +23,7 @@ from megatron_cgrpo.data.sampler import PromptSampler
 from megatron_cgrpo.observe.timers import Timer
 from megatron_cgrpo.rollout.collect import Collector
 from megatron_cgrpo.rollout.pool import EnginePool
-from megatron_cgrpo.rollout.protocol import EngineDied, GenerateRequest
+from megatron_cgrpo.rollout.protocol import EngineDied, EngineNotJoined, GenerateRequest
 from megatron_cgrpo.trainer.feeder import Feeder
 from megatron_cgrpo.trainer.system import System
 from megatron_cgrpo.trainer.weight_service import WeightService
@@ -53,7 +53,7 @@ def serving(
 ) -> Iterator[tuple[WeightService, Feeder, StandInTrainer, EnginePool]]:
     of, pool, pushes = recipe(), EnginePool(engines, progress_timeout_s, 60.0), trainer(engines)
     collector = Collector(pool, cast(Any, AlwaysWrong()), lambda step: None, of, str)
-    system = System(cast(ActorGroup, pushes), pool, critics)
+    system = System(cast(ActorGroup, pushes), pool, critics, join=pushes.join)
     with Feeder(collector, PromptSampler(PROMPTS, 0, 2), of, 1) as feeder:
         yield WeightService(system, feeder, Timer()), feeder, pushes, pool
 
@@ -121,6 +121,39 @@ def test_an_engine_that_dies_in_every_push_ends_the_run() -> None:
         with pytest.raises(EngineDied, match="the push found it dead"):
             service.serve(0)
         assert len(pushes.pushes) == 2
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_an_engine_that_was_started_again_joins_the_transfer_with_all_others(noticed: bool) -> None:
+    """As with NCCL: who is missing in the communicator gets nothing, and says so before anything is sent."""
+
+    class Group(StandInTrainer):
+        members: list[int] | None = None
+
+        def join(self) -> None:
+            self.members = [engine.restarts for engine in self._engines]
+            self.joins += 1
+
+        def push(self, version: int, base: bool = False) -> None:
+            living = all(engine.living for engine in self._engines)
+            if living and self.members != [engine.restarts for engine in self._engines]:
+                raise EngineNotJoined("started again")
+            super().push(version, base)
+
+    dying, other = StandInEngine(), StandInEngine()
+    with serving(other, dying, trainer=Group) as (service, feeder, pushes, pool):
+        pushes.join()
+        service.serve(0)
+        if noticed:
+            dying.dies_after = 3
+            feeder.published(0)
+            feeder.next(service.rescue)
+        else:
+            dying.kill()
+        service.serve(1)
+        assert (dying.version, other.version, dying.restarts, pool.lost, pushes.joins) == (1, 1, 1, 0, 2)
+        service.serve(2)
+        assert pushes.joins == 2, "once is enough"
 
 
 def test_idle_is_the_share_of_the_engines_time_since_it_was_asked_last() -> None:
