@@ -122,7 +122,8 @@ class ActorGroup:
     ) -> None:
         """Opens the weight transfer to the engines behind ``client``, before the first ``push``.
 
-        Once more after engines were started again: they join a transfer that is opened anew, with all the others.
+        Once more where other engines are to take part, or some were started again: all join a transfer opened anew.
+        An engine that it finds dead leaves no transfer open.
         """
         [endpoint] = self._call("free_endpoint", ranks=1, poll=poll)
         self._call("connect", backend, client, engine_ranks, endpoint, dtype, poll=poll)

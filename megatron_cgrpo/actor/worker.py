@@ -144,6 +144,7 @@ class Worker:
     ) -> None:
         if self._sender is not None:  # what it shares with engines that are gone is not used again
             self._sender.close()
+            self._sender = None  # an engine that is found dead leaves none
         self._sender = build_sender(backend, client, engine_ranks, self._rank, endpoint, self._spec.shape, dtype)
 
     def push(self, version: int, base: bool) -> None:

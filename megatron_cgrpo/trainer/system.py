@@ -19,11 +19,12 @@ from megatron_cgrpo.config.model_shape import read_model_shape
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.launch.cluster import RELEASE_S, check_capacity
 from megatron_cgrpo.launch.placement import Layout, Place, reserved
+from megatron_cgrpo.launch.waiting import Poll, undisturbed
 from megatron_cgrpo.observe.timeline import CRITIC_ENGINE
 from megatron_cgrpo.observe.trace import Trace
-from megatron_cgrpo.rollout.engine_spec import critic_engine_spec, engine_spec
+from megatron_cgrpo.rollout.engine_spec import TransferBackend, critic_engine_spec, engine_spec
 from megatron_cgrpo.rollout.pool import EnginePool
-from megatron_cgrpo.rollout.protocol import EngineStartError
+from megatron_cgrpo.rollout.protocol import Engine, EngineStartError
 from megatron_cgrpo.rollout.ray_engine import RayEngine, start_engines
 from megatron_cgrpo.rollout.weight_client import WeightClient
 from megatron_cgrpo.trainer.signals import StopRequested, StopSignal
@@ -33,7 +34,7 @@ from megatron_cgrpo.trainer.signals import StopRequested, StopSignal
 class System:
     """What a run drives. The policy's engines refuse to serve before the first ``actor.push``.
 
-    ``join`` opens the weight transfer anew, with all engines: those that were started again have no part in it.
+    ``join`` opens the weight transfer anew, with the engines that it is given: who was started again has no part in it.
     ``critic_pool`` serves ``critic.model``, where the recipe asks it and the system was started with it, and
     ``critic_scale`` is that model's size in policies: the compute of a token of the one over a token of the other.
     """
@@ -42,7 +43,7 @@ class System:
     pool: EnginePool
     critic_pool: EnginePool | None = None
     critic_scale: float = 1.0
-    join: Callable[[], None] = lambda: None
+    join: Callable[[Sequence[Engine]], None] = lambda engines: None
 
     @property
     def pools(self) -> list[EnginePool]:
@@ -108,10 +109,8 @@ def start_system(
         stack.callback(actor.stop)
         actor.load_base(model_dir.absolute(), reference=reference, poll=stop.check)
         pool = starting.result()
-        handles = [engine.handle for engine in pool.engines if isinstance(engine, RayEngine)]
-        client = WeightClient(handles, recipe.rollout.tensor_parallel, recipe.rollout.progress_timeout_s)
-        join = partial(actor.connect, engine.transfer_backend, client, client.engine_ranks, recipe.model.dtype)
-        join(poll=stop.check)
+        join = partial(_join, recipe, actor, engine.transfer_backend)
+        join(pool.engines, poll=stop.check)
         if starting_critic is None:
             yield System(actor, pool, join=join)
         else:
@@ -162,6 +161,19 @@ def _start_actor(
         tracer=tracer,
         poll=stop.check,
     )
+
+
+def _join(
+    recipe: Recipe,
+    actor: ActorGroup,
+    backend: TransferBackend,
+    engines: Sequence[Engine],
+    *,
+    poll: Poll = undisturbed,
+) -> None:
+    handles = [engine.handle for engine in engines if isinstance(engine, RayEngine)]
+    client = WeightClient(handles, recipe.rollout.tensor_parallel, recipe.rollout.progress_timeout_s)
+    actor.connect(backend, client, client.engine_ranks, recipe.model.dtype, poll=poll)
 
 
 def _critic_scale(recipe: Recipe, model_dir: Path) -> float:

@@ -57,7 +57,7 @@ def test_silence_is_a_stuck_rank_and_those_that_are_missing_are_named(monkeypatc
 
 
 def test_without_a_limit_any_reply_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    StandInRay(monkeypatch, a=(90_000, "x"))
+    StandInRay(monkeypatch, a=(7_200, "x"))
     assert outcome({"a": 0}, "update", None, undisturbed).replies == {0: "x"}
 
 

@@ -7,6 +7,8 @@ import sys
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from megatron_cgrpo.actor.parallel import Endpoint
 from megatron_cgrpo.actor.sender import build_sender
 from megatron_cgrpo.actor.worker import Worker
@@ -61,3 +63,7 @@ def test_a_rank_that_connects_again_closes_what_it_shares_with_engines_that_are_
     worker._sender = SimpleNamespace(close=lambda: closed.append(True))
     worker.connect("file", engines, 1, ENDPOINT, "float32")
     assert closed == [True] and engines.told == [{}] and isinstance(worker._sender, FileSender)
+    with pytest.raises(AttributeError):  # as from an engine that has died
+        worker.connect("file", object(), 1, ENDPOINT, "float32")
+    with pytest.raises(RuntimeError, match="before connect"):
+        worker.push(1, base=False)
