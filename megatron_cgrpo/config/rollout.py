@@ -90,7 +90,7 @@ class RolloutConfig(Section):
     prefix_caching: bool = True
     threads: int = Field(1, ge=1, description="OpenMP threads of a CPU engine")
     start_timeout_s: float = Field(600.0, gt=0)
-    progress_timeout_s: float = Field(300.0, gt=0, description="an engine that returns nothing for so long is stuck")
+    progress_timeout_s: float = Field(300.0, gt=0, description="an engine that decodes nothing for so long is stuck")
 
     @property
     def colocated(self) -> bool:

@@ -27,7 +27,7 @@ class EngineSpec:
     engines share their devices with trainer ranks, and sleep while these are at work.
 
     ``kv_cache_mib`` null leaves the size to ``gpu_memory_utilization``. ``start_timeout_s`` and
-    ``progress_timeout_s`` are seconds, the latter without a single finished request.
+    ``progress_timeout_s`` are seconds, the latter without a single token for any request.
     """
 
     model_dir: str

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
@@ -15,7 +13,6 @@ from megatron_cgrpo.rollout.protocol import (
     Engine,
     EngineDied,
     EngineNotReady,
-    EngineStartError,
     GenerateRequest,
     ProcessEnded,
 )
@@ -30,9 +27,10 @@ logger = logging.getLogger(__name__)
 class EnginePool:
     """Routes each request to an engine that serves (``Router``), as its stage's gate admits it.
 
-    A request whose engine dies, or finishes nothing for ``progress_timeout_s``, is asked of another one, with the same
-    seed and so the same result. A lost engine is started again and serves after ``recover``, a push and ``updated``.
-    While no engine serves, requests wait for that. For one event loop at a time.
+    A request whose engine dies, or decodes nothing for ``progress_timeout_s``, is asked of another one, with the same
+    seed and so the same result. A lost engine is started again, beside everything else, and serves after the next push
+    that begins when it runs, or with ``own_weights`` at once. While no engine serves, requests wait for that. For one
+    event loop at a time.
 
     Whoever pushes weights says so by ``updating`` and ``updated``. Where nobody ever has, nobody brings weights to an
     engine that was lost either, and the loss of the last one is an error.
@@ -46,16 +44,20 @@ class EnginePool:
         stages: StagesConfig | None = None,
         tracer: Trace | None = None,
         name: str = "engine",
+        *,
+        own_weights: bool = False,
+        prefix_caching: bool = True,
     ) -> None:
-        """``name`` and an engine's number are its track in the timeline."""
+        """``name`` and an engine's number are its track in the timeline. ``own_weights`` are there from an engine's
+        start on; nobody pushes any. With ``prefix_caching`` the requests of a prompt go to one engine."""
         self._slots = [Slot(engine, f"{name} {number}", progress_timeout_s) for number, engine in enumerate(engines)]
         self._start_timeout_s = start_timeout_s
         self._gates = StageGates(stages or StagesConfig())
         self._tracer = tracer or NoTrace()
-        self._router = Router()
+        self._own_weights = own_weights
+        self._router = Router(prefix_caching)
         self._updates = 0
         self._waiting: set[asyncio.Future[None]] = set()
-        self._starting: set[asyncio.Task[None]] = set()
 
     @property
     def engines(self) -> list[Engine]:
@@ -63,19 +65,24 @@ class EnginePool:
 
     @property
     def lost(self) -> int:
-        """Engines that take no requests: until ``recover``, or at least until they have weights again."""
+        """Engines that take no requests: they start again, or run without weights."""
         return sum(not slot.in_service for slot in self._slots)
 
     @property
+    def starting(self) -> int:
+        """Those of the lost ones that do not run yet, however long they have been at it."""
+        return sum(not slot.runs for slot in self._slots)
+
+    @property
     def stranded(self) -> bool:
-        """Every engine is lost: what is asked waits until somebody calls ``recover`` and pushes weights."""
+        """Every engine is lost: what is asked waits for one to run, and for weights."""
         return self.lost == len(self._slots)
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         """Consumes its turn at the stage's gate and waits for an engine; ``updated`` unblocks it.
 
-        Raises EngineNotReady before the first push of all, and EngineDied for the last engine of a pool that was never
-        ``updated``.
+        Raises EngineNotReady before the first push of all; where no engine is left, EngineDied if the pool was never
+        ``updated``, and what ``check_starts`` does.
         """
         async with self._gates.admit(request):
             while True:
@@ -86,12 +93,12 @@ class EnginePool:
                     try:
                         return await self._traced(slot, request)
                     except EngineDied as died:
-                        await self._lose(slot, life, died)
+                        self._lose(slot, life, died)
                     except EngineNotReady as closed:
                         if not self._updates:
                             raise
                         if (slot.life, self._updates) == (life, updates):  # it restarted unnoticed, or a push failed
-                            slot.state = State.EMPTY
+                            slot.lack_weights()
                             logger.warning("%s waits for weights: %s", slot.track, closed)
 
     def idle_seconds(self) -> float:
@@ -101,45 +108,51 @@ class EnginePool:
         """
         return sum(slot.load.idle_s for slot in self._slots)
 
-    async def updating(self) -> None:
-        """A push begins. Until ``updated`` no engine has to finish anything: all wait for the slowest, or a dead one's
-        return."""
-        for slot in self._slots:
-            if slot.state is State.SERVING:
-                slot.state = State.UPDATING
+    async def updating(self) -> list[Engine]:
+        """A push begins, to the engines that it returns: all that run; where none does, it waits for one.
+
+        Until ``updated`` none of them has to get on with anything: all wait for the slowest. May be called again
+        before that, when the push begins anew. Raises what ``check_starts`` does.
+        """
+        while not (running := self._running):
+            await self.recover()
+        for slot in running:
+            slot.take_part()
+        return [slot.engine for slot in running]
 
     async def updated(self) -> None:
-        """Every engine that runs has weights: a push has succeeded, or they are its own."""
+        """The push has succeeded: every engine that it was for, and that is not lost since, serves."""
         for slot in self._slots:
-            if slot.state in (State.UPDATING, State.EMPTY):
-                slot.state, slot.progress_at = State.SERVING, time.monotonic()
+            if slot.state in (State.UPDATING, State.JOINING):
+                slot.serve()
         self._updates += 1
-        for change in self._waiting:
-            if not change.done():
-                change.set_result(None)
+        self._changed()
 
     async def check(self) -> None:
         """Asks every engine whether it lives; one that does not say so in time is lost, and started again."""
         await asyncio.gather(*(self._asked(slot, slot.engine.alive()) for slot in self._running))
 
     async def recover(self) -> None:
-        """Waits until every lost engine has started again; push weights next. Raises EngineStartError."""
-        lost = [slot for slot in self._slots if slot.state is State.STARTING]
-        try:
-            async with asyncio.timeout(self._start_timeout_s):
-                await asyncio.gather(*(slot.engine.ready() for slot in lost))
-        except TimeoutError as error:
-            raise EngineStartError(
-                f"{len(lost)} lost engine(s) did not start again within "
-                f"rollout.start_timeout_s={self._start_timeout_s:g}: raise it, or free CPUs, GPUs or memory"
-            ) from error
-        for slot in lost:
-            slot.state = State.EMPTY
+        """Waits until one more of the lost engines runs; at once where all do. Raises what ``check_starts`` does."""
+        self.check_starts()
+        for slot in self._slots:
+            if not slot.runs and (slot.start is None or slot.start.done()):
+                self._start_again(slot)  # what waited for its start has ended with another event loop
+        if starts := [slot.start for slot in self._slots if slot.start and not slot.runs]:
+            await asyncio.wait(starts, return_when=asyncio.FIRST_COMPLETED)
+            self.check_starts()
+
+    def check_starts(self) -> None:
+        """Raises why an engine that was lost will not start any more: EngineStartError, or EngineDied. May be called
+        from any thread."""
+        for slot in self._slots:
+            if slot.failure is not None:
+                raise slot.failure
 
     async def sleep(self) -> None:
         """Frees the engines' device memory until the next push. Raises RuntimeError while requests are in flight.
 
-        One that is being started again sleeps as soon as it runs.
+        One that is being started again sleeps as soon as it runs, as ``Engine.ready`` says.
         """
         if requests := sum(slot.load.requests for slot in self._slots):
             raise RuntimeError(f"{requests} requests are in flight: engines sleep between collections only")
@@ -148,23 +161,19 @@ class EnginePool:
         for slot, asleep in zip(running, answers, strict=True):
             if asleep:
                 slot.state = State.EMPTY
-        for slot in self._slots:
-            if slot.state is State.STARTING:
-                starting = asyncio.create_task(_started(slot.engine))
-                self._starting.add(starting)
-                starting.add_done_callback(self._starting.discard)
 
     async def shutdown(self) -> None:
         await asyncio.gather(*(slot.engine.shutdown() for slot in self._slots))
 
     @property
     def _running(self) -> list[Slot]:
-        return [slot for slot in self._slots if slot.state is not State.STARTING]
+        return [slot for slot in self._slots if slot.runs]
 
     async def _serving(self) -> list[Slot]:
-        """The engines in service; waits while there is none for the end of the push that brings one back."""
+        """The engines in service; waits while there is none for the push, or the start, that brings one back."""
         while not (serving := [slot for slot in self._slots if slot.in_service]):
-            if not self._updates:
+            self.check_starts()
+            if not self._updates and not self._own_weights:
                 raise EngineDied("no engine is left: see the warnings for what became of them, and start again")
             change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.add(change)
@@ -192,25 +201,33 @@ class EnginePool:
             async with asyncio.timeout(slot.progress_timeout_s):
                 await call
         except EngineDied as died:
-            await self._lose(slot, life, died)
+            self._lose(slot, life, died)
         except TimeoutError:
             silent = EngineDied(f"it did not answer for rollout.progress_timeout_s={slot.progress_timeout_s:g}")
-            await self._lose(slot, life, silent)
+            self._lose(slot, life, silent)
         else:
             return True
         return False
 
-    async def _lose(self, slot: Slot, life: int, cause: EngineDied) -> None:
+    def _lose(self, slot: Slot, life: int, cause: EngineDied) -> None:
         """Every request of a dying engine ends up here; the first one has it started again."""
         if slot.life != life:
             return  # it was lost already, and this is no news of its later life
         slot.state, slot.life = State.STARTING, life + 1
-        logger.warning("%s is out of service until weights are pushed to it again: %s", slot.track, cause)
-        if not isinstance(cause, ProcessEnded):  # to end it again would cost it another of its restarts
-            await slot.engine.restart()
+        slot.must_end = not isinstance(cause, ProcessEnded)  # to end it again would cost it another of its restarts
+        back = "it runs again" if self._own_weights else "weights are pushed to it again"
+        logger.warning("%s is out of service until %s: %s", slot.track, back, cause)
+        self._start_again(slot)
 
+    def _start_again(self, slot: Slot) -> None:
+        slot.start = asyncio.create_task(self._started(slot))
 
-async def _started(engine: Engine) -> None:
-    """Who recovers the engine says what went wrong."""
-    with contextlib.suppress(EngineStartError):
-        await engine.ready()
+    async def _started(self, slot: Slot) -> None:
+        await slot.started(self._start_timeout_s, State.SERVING if self._own_weights else State.EMPTY)
+        self._changed()
+
+    def _changed(self) -> None:
+        """Who waits for an engine looks again."""
+        for change in self._waiting:
+            if not change.done():
+                change.set_result(None)

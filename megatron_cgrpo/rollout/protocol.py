@@ -64,6 +64,10 @@ class Engine(Generator, Protocol):
         """Returns if the engine answers, with weights or without. Waits for no start."""
         ...
 
+    async def decoded(self) -> int:
+        """Tokens that its unfinished requests have so far: another number as long as it gets on with any of them."""
+        ...
+
     async def sleep(self) -> None:
         """Frees the devices' memory until the next push; nothing where it sleeps already.
 

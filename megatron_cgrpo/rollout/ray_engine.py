@@ -50,6 +50,10 @@ class RayEngine:
     async def alive(self) -> None:
         await self._call("ready")
 
+    async def decoded(self) -> int:
+        tokens: int = await self._call("decoded")
+        return tokens
+
     async def sleep(self) -> None:
         await self._call("sleep")
 
@@ -119,7 +123,16 @@ def start_engines(
         _kill(handles)
         raise
     engines = [RayEngine(handle) for handle in handles]
-    return EnginePool(engines, spec.progress_timeout_s, spec.start_timeout_s, stages, tracer, name)
+    return EnginePool(
+        engines,
+        spec.progress_timeout_s,
+        spec.start_timeout_s,
+        stages,
+        tracer,
+        name,
+        own_weights=spec.own_weights,
+        prefix_caching=spec.prefix_caching,
+    )
 
 
 def _start(spec: EngineSpec, place: Place) -> ActorHandle:

@@ -54,10 +54,12 @@ class Router:
     """Sends the requests of a prompt to one engine, its home, so that they find its prefix cached there.
 
     The home is the engine with the fewest outstanding tokens when the prompt's first request of the step comes. While
-    it is overloaded by others' requests, or gone, the least busy engine serves instead.
+    it is overloaded by others' requests, or gone, the least busy engine serves instead. Without ``homes``, as where
+    engines have no prefix cache, it always does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, homes: bool = True) -> None:
+        self._has_homes = homes
         self._homes: OrderedDict[tuple[int, str], _Home] = OrderedDict()
 
     @contextmanager
@@ -76,7 +78,7 @@ class Router:
             at_home.tokens -= tokens
 
     def _home(self, request: GenerateRequest, serving: Sequence[Load]) -> _Home | None:
-        if request.key is None:
+        if request.key is None or not self._has_homes:
             return None
         name = (request.key.step, request.key.prompt_id)
         home = self._homes.get(name)

@@ -70,6 +70,11 @@ class VllmEngine:
         outputs = sorted(output.outputs, key=lambda output: output.index)
         return [completion(output, self._spec.own_weights) for output in outputs]
 
+    async def decoded(self) -> int:
+        """As far as vLLM's front end, in this process, has heard from the core, which is not asked."""
+        states = self._llm.output_processor.request_states.values()
+        return sum(state.detokenizer.num_output_tokens() for state in states)
+
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Once more where another engine was started again: all join a transfer that is opened anew."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest

@@ -27,7 +27,8 @@ from megatron_cgrpo.types import Completion, FinishReason
 class ScriptedEngine:
     """Answers with its request's seed as the token, once ``gate`` is open; ``failures`` are raised first.
 
-    ``weights`` are there from the start, until ``restart``. It lives, and is asleep, once it ``answers``.
+    ``weights`` are there from the start, until ``restart``. It lives, is asleep, and says how many ``tokens`` it has
+    decoded, once it ``answers``.
     """
 
     def __init__(self, *failures: Exception) -> None:
@@ -36,6 +37,7 @@ class ScriptedEngine:
         for event in (self.gate, self.weights, self.starts, self.answers):
             event.set()
         self.served: list[int] = []
+        self.tokens = 0
         self.restarts = self.shutdowns = self.sleeps = self.given_up = 0
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
@@ -61,6 +63,10 @@ class ScriptedEngine:
     async def alive(self) -> None:
         await self.answers.wait()
 
+    async def decoded(self) -> int:
+        await self.answers.wait()
+        return self.tokens
+
     async def sleep(self) -> None:
         await self.answers.wait()
         self.sleeps += 1
@@ -78,12 +84,17 @@ def make_pool(*engines: ScriptedEngine, progress_timeout_s: float = 60.0, start_
 
 
 async def push(pool: EnginePool) -> None:
-    """Weights for every engine."""
-    await pool.updating()
-    for engine in pool.engines:
+    """Weights for every engine that runs."""
+    for engine in await pool.updating():
         assert isinstance(engine, ScriptedEngine)
         engine.weights.set()
     await pool.updated()
+
+
+async def recovered(pool: EnginePool) -> None:
+    """All engines run."""
+    while pool.starting:
+        await pool.recover()
 
 
 async def settled() -> None:
@@ -117,7 +128,7 @@ def test_a_request_survives_the_death_of_its_engine() -> None:
         assert completion.token_ids == [7]
         assert (dying.restarts, pool.lost, pool.stranded) == (1, 1, False)
         await pool.generate(request(8))
-        await pool.recover()
+        await recovered(pool)
         await pool.generate(request(9))
         await settled()
         assert dying.served == [7] and healthy.served == [7, 8, 9], "nothing before the push after recover"
@@ -144,13 +155,113 @@ def test_when_every_engine_is_lost_requests_wait_for_recover_and_a_push() -> Non
         calls = [asyncio.create_task(pool.generate(request(seed))) for seed in range(5)]
         await settled()
         assert pool.stranded and pool.lost == 2 and not any(call.done() for call in calls)
-        await pool.recover()
+        await recovered(pool)
         await settled()
         assert pool.stranded and not any(call.done() for call in calls), "there are no weights yet"
         await push(pool)
         results = await asyncio.gather(*calls)
         assert [completion.token_ids for [completion] in results] == [[seed] for seed in range(5)]
         assert [engine.restarts for engine in engines] == [1, 1] and pool.lost == 0
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_runs_again_during_a_push_is_part_of_the_next() -> None:
+    async def run() -> None:
+        dying, healthy = ScriptedEngine(EngineDied("gone")), ScriptedEngine()
+        dying.starts.clear()
+        pool = make_pool(dying, healthy)
+        await pool.updated()
+        await pool.generate(request(0))
+        assert await pool.updating() == [healthy], "it is not waited for"
+        dying.starts.set()
+        await recovered(pool)
+        await pool.updated()
+        assert (pool.lost, pool.starting) == (1, 0), "it has got none"
+        await asyncio.gather(*(pool.generate(request(seed)) for seed in range(1, 5)))
+        assert dying.served == [0]
+        assert await pool.updating() == [dying, healthy]
+        await pool.generate(request(5))
+        assert dying.served == [0], "not before it has them all"
+        dying.weights.set()
+        await pool.updated()
+        assert pool.lost == 0
+
+    asyncio.run(run())
+
+
+def test_a_push_waits_for_the_first_engine_where_none_is_left() -> None:
+    async def run() -> None:
+        slow, quick = ScriptedEngine(EngineDied("gone")), ScriptedEngine(EngineDied("gone"))
+        slow.starts.clear()
+        quick.starts.clear()
+        pool = make_pool(slow, quick)
+        await pool.updated()
+        call = asyncio.create_task(pool.generate(request(0)))
+        await settled()
+        pushing = asyncio.create_task(pool.updating())
+        await settled()
+        assert pool.stranded and not pushing.done()
+        quick.starts.set()
+        assert await pushing == [quick]
+        quick.weights.set()
+        await pool.updated()
+        assert (await call)[0].token_ids == [0]
+        assert (pool.lost, pool.starting) == (1, 1)
+
+    asyncio.run(run())
+
+
+def test_an_engine_is_not_asked_whether_it_is_ready_before_its_old_process_has_ended() -> None:
+    async def run() -> None:
+        class SlowToEnd(ScriptedEngine):
+            """Its old process has a dead core, and would say so."""
+
+            ended = False
+
+            async def restart(self) -> None:
+                await super().restart()
+                await asyncio.sleep(0.05)
+                self.ended = True
+
+            async def ready(self) -> None:
+                if not self.ended:
+                    raise EngineStartError("the old process died")
+
+        dying, healthy = SlowToEnd(EngineDied("gone")), ScriptedEngine()
+        pool = make_pool(dying, healthy)
+        await pool.updated()
+        await pool.generate(request(0))
+        assert not dying.ended, "nobody waits for that but who wants the engine"
+        await pool.recover()
+        assert (dying.ended, dying.restarts, pool.starting) == (True, 1, 0)
+
+    asyncio.run(run())
+
+
+def test_engines_with_weights_of_their_own_serve_as_soon_as_they_run() -> None:
+    async def run() -> None:
+        class Own(ScriptedEngine):
+            async def ready(self) -> None:
+                await super().ready()
+                self.weights.set()
+
+        engine = Own(EngineDied("gone"))
+        engine.starts.clear()
+        pool = EnginePool([engine], 60, 60, own_weights=True)
+        call = asyncio.create_task(pool.generate(request(4)))
+        await settled()
+        assert pool.stranded and not call.done()
+        engine.starts.set()
+        assert (await call)[0].token_ids == [4]
+
+        class Broken(Own):
+            async def ready(self) -> None:
+                raise EngineStartError("no memory")
+
+        broken = EnginePool([Broken(EngineDied("gone"))], 60, 60, own_weights=True)
+        with pytest.raises(EngineStartError, match="no memory"):
+            await broken.generate(request(5))
 
     asyncio.run(run())
 
@@ -165,24 +276,24 @@ def test_where_nobody_pushes_the_loss_of_the_last_engine_is_an_error() -> None:
 
 
 def test_waiting_goes_on_in_another_event_loop() -> None:
-    pool = make_pool(ScriptedEngine(EngineDied("a")))
+    engine = ScriptedEngine(EngineDied("a"))
+    engine.starts.clear()
+    pool = make_pool(engine)
 
     async def given_up() -> None:
         await pool.updated()
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await pool.generate(request(0))
-        await pool.recover()
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await pool.generate(request(0))
+        call = asyncio.create_task(pool.generate(request(0)))
+        await settled()
+        assert pool.starting and not call.done()
 
     async def again() -> list[Completion]:
+        engine.starts.set()
         await push(pool)
         return await pool.generate(request(1))
 
     asyncio.run(given_up())
     assert asyncio.run(again())[0].token_ids == [1]
+    assert engine.restarts == 1
 
 
 def test_an_engine_without_weights_is_an_error_before_the_first_push() -> None:
@@ -313,21 +424,54 @@ def test_during_a_push_nothing_has_to_finish_and_the_deadline_begins_anew_after_
     asyncio.run(run())
 
 
-def test_other_engines_pushes_do_not_put_off_the_deadline_of_one_that_is_not_pushed_to() -> None:
-    """A critic's, which is said to have weights again whenever the policy's engines have."""
+def test_a_long_response_is_no_stuck_engine_while_it_grows() -> None:
+    """The only one in flight takes many times as long as an engine may decode nothing."""
 
     async def run() -> None:
-        stuck, healthy = ScriptedEngine(), ScriptedEngine()
-        stuck.gate.clear()
-        pool = make_pool(stuck, healthy, progress_timeout_s=0.1)
+        class Long(ScriptedEngine):
+            async def generate(self, request: GenerateRequest) -> list[Completion]:
+                self.served.append(request.seed)
+                for self.tokens in range(1, 30):
+                    await asyncio.sleep(0.02)
+                if not self.served[1:]:
+                    await asyncio.Event().wait()  # stops half-way
+                return await super().generate(request)
+
+        engine, other = Long(), ScriptedEngine()
+        pool = make_pool(engine, other, progress_timeout_s=0.2)
+        await push(pool)
         call = asyncio.create_task(pool.generate(request(0)))
-        async with asyncio.timeout(60):
-            while not call.done():
-                await pool.updated()
-                await asyncio.sleep(0.01)
-        assert stuck.restarts == 1
+        await asyncio.sleep(0.5)
+        assert (engine.restarts, pool.lost) == (0, 0)
+        assert (await call)[0].token_ids == [0]
+        await settled()
+        assert (engine.restarts, pool.lost, other.served) == (1, 1, [0]), "it was found when it got no further"
 
     asyncio.run(run())
+
+
+def test_an_engine_that_does_not_say_how_far_it_is_does_not_get_on() -> None:
+    async def run() -> None:
+        frozen, healthy = ScriptedEngine(), ScriptedEngine()
+        frozen.gate.clear()
+        frozen.answers.clear()
+        pool = make_pool(frozen, healthy, progress_timeout_s=0.05)
+        assert (await pool.generate(request(3)))[0].token_ids == [3]
+        await settled()
+        assert (frozen.restarts, frozen.given_up, healthy.served) == (1, 1, [3])
+
+    asyncio.run(run())
+
+
+def test_an_engine_is_watched_as_long_as_something_is_asked_of_it() -> None:
+    async def run() -> int:
+        pool = make_pool(ScriptedEngine())
+        await asyncio.gather(*(pool.generate(request(seed)) for seed in range(3)))
+        await pool.generate(request(3))
+        await settled()
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(run()) == 1
 
 
 def test_an_update_that_fails_on_an_engine_costs_it_nothing_but_the_next_one() -> None:
@@ -356,6 +500,7 @@ def test_a_death_that_no_request_met_is_found_by_asking() -> None:
         frozen.answers.clear()
         pool = make_pool(dead, frozen, healthy, progress_timeout_s=0.05)
         await pool.check()
+        await settled()
         assert (dead.restarts, frozen.restarts, healthy.restarts, pool.lost) == (1, 1, 0, 2)
 
     asyncio.run(run())
@@ -371,6 +516,7 @@ def test_an_engine_whose_process_is_being_started_again_is_not_ended_once_more(a
             sleep = alive
 
         engine = Starting(ProcessEnded("unavailable"))
+        engine.starts.clear()
         pool = make_pool(engine, progress_timeout_s=0.01)
         await pool.updated()
         if asked == "generate":
@@ -379,7 +525,6 @@ def test_an_engine_whose_process_is_being_started_again_is_not_ended_once_more(a
         else:
             await getattr(pool, asked)()
         assert (pool.lost, engine.restarts) == (1, 0)
-        engine.starts.clear()
         recovering = asyncio.create_task(pool.recover())
         await asyncio.sleep(0.05)  # a start takes longer than any answer may
         assert not recovering.done() and engine.restarts == 0
@@ -454,9 +599,10 @@ def test_an_engine_that_does_not_fall_asleep_is_lost_and_the_others_sleep() -> N
         frozen.answers.clear()
         pool = make_pool(dying, frozen, healthy, progress_timeout_s=0.02)
         await pool.sleep()
+        await settled()
         assert (dying.restarts, frozen.restarts, healthy.restarts, healthy.sleeps) == (1, 1, 0, 1)
         assert pool.stranded
-        await pool.recover()
+        await recovered(pool)
         await push(pool)
         assert pool.lost == 0
 
@@ -510,6 +656,24 @@ def test_a_stage_is_bounded_over_all_engines_and_taken_by_priority() -> None:
             assert later == sorted(later, reverse=True)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_siblings_share_an_engine_for_the_sake_of_its_prefix_cache_alone(prefix_caching: bool) -> None:
+    async def run() -> list[int]:
+        engines = [ScriptedEngine(), ScriptedEngine()]
+        for engine in engines:
+            engine.gate.clear()
+        pool = EnginePool(engines, 60, 60, prefix_caching=prefix_caching)
+        keys = [RequestKey(1, "p", "generate", index) for index in range(6)]
+        calls = [asyncio.create_task(pool.generate(GenerateRequest([1], 1, 0, 8, key=key))) for key in keys]
+        await settled()
+        for engine in engines:
+            engine.gate.set()
+        await asyncio.gather(*calls)
+        return [len(engine.served) for engine in engines]
+
+    assert asyncio.run(run()) == ([6, 0] if prefix_caching else [3, 3])
 
 
 def test_idleness_is_added_up_over_the_engines() -> None:

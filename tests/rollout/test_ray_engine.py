@@ -105,11 +105,13 @@ def test_a_process_that_ended_takes_one_restart_and_one_that_hangs_another(clust
         await pool.check()
         assert pool.lost == 1
         await pool.recover()
+        await pool.updating()
         await pool.updated()
         second = await handle.process.remote()
         os.kill(second, signal.SIGSTOP)
         await pool.check()
         await pool.recover()
+        await pool.updating()
         await pool.updated()
         third = await handle.process.remote()
         assert len({first, second, third}) == 3 and pool.lost == 0

@@ -64,6 +64,13 @@ def test_another_step_finds_a_home_of_its_own_and_unnamed_requests_none() -> Non
         assert least == 1
 
 
+def test_without_homes_the_least_busy_engine_serves_whatever_the_prompt() -> None:
+    router, loads = Router(homes=False), [Load(), Load()]
+    with ExitStack() as stack:
+        chosen = [stack.enter_context(router.route(request("a", k), loads)) for k in range(6)]
+        assert chosen == [0, 1] * 3
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 50)), max_size=60))
 def test_no_engine_is_buried_while_another_rests(asked: list[tuple[str, int]]) -> None:

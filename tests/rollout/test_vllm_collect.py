@@ -120,7 +120,9 @@ def test_a_collection_goes_on_when_all_engines_died_and_came_back(
             ray.kill(engine.handle, no_restart=False)
         while not served.stranded:
             await asyncio.sleep(0.05)
-        await served.recover()
+        while served.starting:
+            await served.recover()
+        assert await served.updating() == served.engines
         client = WeightClient([engine.handle for engine in served.engines], 1, spec.progress_timeout_s)
         sender = FileSender(client, True, tmp_path)
         await asyncio.to_thread(push, sender)

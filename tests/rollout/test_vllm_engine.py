@@ -199,6 +199,20 @@ def test_waiting_requests_are_taken_by_priority(pool: EnginePool, sender: FileSe
     assert place["urgent"][SEQUENCES // 2] < place["patient"][0]
 
 
+def test_an_engine_says_how_far_its_requests_are(pool: EnginePool) -> None:
+    engine, seen = pool.engines[0], set()
+
+    async def run() -> None:
+        call = asyncio.create_task(engine.generate(GenerateRequest([10, 11, 12], 4, 0, LONG)))
+        while not call.done():
+            seen.add(await engine.decoded())
+        total = sum(len(completion.token_ids) for completion in await call)
+        assert await engine.decoded() == 0
+        assert len(seen) > 3 and max(seen) <= total
+
+    asyncio.run(run())
+
+
 def test_requests_of_a_killed_engine_are_answered_by_the_other_with_the_same_bits(pool: EnginePool) -> None:
     requests = [GenerateRequest(prompt, 7, seed, 60) for seed, prompt in enumerate(PROMPTS * 8)]
     expected = generate(pool, *requests)
@@ -219,6 +233,7 @@ def test_a_recovered_engine_serves_after_the_next_push(pool: EnginePool, sender:
     with pytest.raises(EngineNotReady):
         asyncio.run(pool.engines[0].generate(GenerateRequest([5], 1, 0, 4)))
     model = tiny_qwen3(seed=7)
+    assert asyncio.run(pool.updating()) == pool.engines
     sender.send(hf_tensors(model).items(), version=7)
     asyncio.run(pool.updated())
     assert pool.lost == 0

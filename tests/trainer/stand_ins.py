@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from megatron_cgrpo.actor.group_update import GroupUpdate
 from megatron_cgrpo.algorithm.metrics import COMPARED, LOSS_TERMS, MISMATCH, PER_SOURCE
 from megatron_cgrpo.algorithm.spec import LossSpec
-from megatron_cgrpo.rollout.protocol import EngineDied, EngineNotReady, GenerateRequest, RequestKey
+from megatron_cgrpo.rollout.protocol import Engine, EngineDied, EngineNotReady, GenerateRequest, RequestKey
 from megatron_cgrpo.types import Completion, FinishReason, TrainRow, VersionSpan
 
 
@@ -73,6 +74,9 @@ class StandInEngine:
         if not self.living:
             raise EngineDied("gone")
 
+    async def decoded(self) -> int:
+        return 0
+
     async def sleep(self) -> None:
         self.version = None
         self.sleeps += 1
@@ -81,14 +85,18 @@ class StandInEngine:
 
 
 class StandInTrainer:
-    """Gives all engines a version, or the error of the first that is dead; counts instead of learning."""
+    """Gives all engines that have joined a version, or the error of the first that is dead; counts instead of learning.
+
+    All have joined from the start.
+    """
 
     def __init__(self, engines: Sequence[StandInEngine]) -> None:
-        self._engines = engines
+        self._engines = list(engines)
         self.pushes: list[tuple[int, bool]] = []
         self.joins = 0
 
-    def join(self) -> None:
+    def join(self, engines: Sequence[Engine]) -> None:
+        self._engines = [cast(StandInEngine, engine) for engine in engines]
         self.joins += 1
 
     def push(self, version: int, base: bool = False) -> None:

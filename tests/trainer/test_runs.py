@@ -13,6 +13,7 @@ import torch
 from own_model import EOS, write_own_problems
 from training_runs import OF_ANY_TASK, STEPS, Run
 
+from megatron_cgrpo.observe import trace_files
 from megatron_cgrpo.observe.metrics import read_metrics
 
 
@@ -41,6 +42,30 @@ def test_phases_add_up_to_the_step(uninterrupted: Run) -> None:
     for line in read_metrics(uninterrupted.directory / "metrics.jsonl")[1:]:
         phases = {k: v for k, v in line.items() if k.startswith("time.") and k != "time.step"}
         assert sum(phases.values()) == pytest.approx(line["time.step"])
+
+
+def begun_early(run: Run) -> int:
+    """How many refinements of all steps began before their step's last initial response had ended."""
+    timelines = map(trace_files.read_timeline, trace_files.step_files(run.directory / trace_files.DIRECTORY).values())
+    spans = [span for timeline in timelines for span in timeline.spans if "step" in span.args and not span.open]
+    early = refinements = 0
+    for step in {span.args["step"] for span in spans}:
+        last = max(span.end for span in spans if span.args["step"] == step and span.name == "generate")
+        begun = [span.start for span in spans if span.args["step"] == step and span.name == "refine"]
+        refinements += len(begun)
+        early += sum(start < last for start in begun)
+    assert refinements
+    return early
+
+
+def test_the_timeline_of_a_run_shows_no_barrier_unless_there_is_one(
+    folder: Path, cache: Path, uninterrupted: Run
+) -> None:
+    assert begun_early(uninterrupted) > 0
+    barrier = Run(folder, cache, "barrier", "rollout.schedule=barrier")
+    barrier.finish()
+    assert begun_early(barrier) == 0
+    assert barrier.comparable_metrics() == uninterrupted.comparable_metrics()
 
 
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder: Path, cache: Path, uninterrupted: Run) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from megatron_cgrpo.data.sampler import PromptSampler
 from megatron_cgrpo.observe.timers import Timer
 from megatron_cgrpo.rollout.collect import Collector
 from megatron_cgrpo.rollout.pool import EnginePool
-from megatron_cgrpo.rollout.protocol import EngineDied, EngineNotJoined, GenerateRequest
+from megatron_cgrpo.rollout.protocol import Engine, EngineDied, EngineNotJoined, EngineStartError, GenerateRequest
 from megatron_cgrpo.trainer.feeder import Feeder
 from megatron_cgrpo.trainer.system import System
 from megatron_cgrpo.trainer.weight_service import WeightService
@@ -58,6 +57,25 @@ def serving(
         yield WeightService(system, feeder, Timer()), feeder, pushes, pool
 
 
+class SlowToStart(StandInEngine):
+    """Starts again when it ``may_start``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_start = threading.Event()
+
+    async def ready(self) -> None:
+        while self.restarts and not self.may_start.is_set():
+            await asyncio.sleep(0.001)
+        await super().ready()
+
+
+def recovered(feeder: Feeder, pool: EnginePool) -> None:
+    """All engines run."""
+    while pool.starting:
+        feeder.run(pool.recover())
+
+
 def test_weights_are_pushed_when_others_are_to_be_served() -> None:
     engine = StandInEngine()
     with serving(engine) as (service, _, pushes, _):
@@ -81,6 +99,7 @@ def test_an_engine_that_was_lost_serves_again_with_the_next_push() -> None:
         feeder.published(0)
         feeder.next(service.rescue)
         assert (pool.lost, dying.restarts, pushes.pushes) == (1, 1, [(0, False)]), "the other one was enough"
+        recovered(feeder, pool)
         service.serve(1)
         assert (pool.lost, dying.version, other.version) == (0, 1, 1)
 
@@ -101,14 +120,81 @@ def test_where_no_engine_is_left_the_trainers_wait_ends_with_the_same_weights_an
     assert (undisturbed.pushes, disturbed.pushes) == ([(5, False)], [(5, False), (5, False)])
 
 
-def test_an_engine_that_died_unnoticed_is_found_by_the_push_and_gets_the_weights_with_the_next() -> None:
-    dead, other = StandInEngine(), StandInEngine()
-    with serving(other, dead) as (service, _, pushes, pool):
+def test_nobody_waits_for_a_lost_engine_while_another_runs() -> None:
+    lost, other = SlowToStart(), StandInEngine()
+    with serving(lost, other) as (service, feeder, pushes, pool):
+        service.serve(0)
+        lost.dies_after = 3
+        feeder.published(0)
+        feeder.next(service.rescue)
+        service.serve(1)
+        feeder.published(1)
+        feeder.next(service.rescue)
+        service.serve(1)
+        service.serve(2)
+        assert pushes.pushes == [(0, False), (1, False), (2, False)]
+        assert (lost.version, other.version, pool.lost, pool.starting, pushes.joins) == (None, 2, 1, 1, 1)
+        feeder.published(2)
+        finished = len(lost.finished)
+        feeder.next(service.rescue)
+        assert len(lost.finished) == finished
+        lost.may_start.set()
+        recovered(feeder, pool)
+        assert (lost.version, pool.lost) == (None, 1), "it waits for the next push"
+        service.serve(3)
+        assert (lost.version, other.version, pool.lost, pushes.joins) == (3, 3, 0, 2)
+
+
+def test_a_push_that_finds_an_engine_dead_goes_to_the_others_at_once_and_to_that_one_with_the_next() -> None:
+    dead, other = SlowToStart(), StandInEngine()
+    with serving(other, dead) as (service, feeder, pushes, pool):
         service.serve(0)
         dead.kill()
         service.serve(1)
         assert pushes.pushes == [(0, False), (1, False), (1, False)]
-        assert (dead.version, other.version, dead.restarts, other.restarts, pool.lost) == (1, 1, 1, 0, 0)
+        assert (dead.version, other.version, dead.restarts, other.restarts, pool.lost) == (None, 1, 1, 0, 1)
+        dead.may_start.set()
+        recovered(feeder, pool)
+        service.serve(1)
+        assert (dead.version, other.version, pool.lost, len(pushes.pushes)) == (1, 1, 0, 4)
+
+
+def test_a_push_waits_for_one_engine_where_none_is_left_and_not_for_all() -> None:
+    slow, quick = SlowToStart(), StandInEngine()
+    with serving(slow, quick) as (service, _, pushes, pool):
+        service.serve(0)
+        slow.kill()
+        quick.kill()
+        service.serve(1)
+        assert (quick.version, slow.version, pool.lost, pool.starting) == (1, None, 1, 1)
+        assert pushes.pushes == [(0, False), (1, False), (1, False)]
+
+
+@pytest.mark.parametrize("whose", ["policy", "critic"])
+@pytest.mark.parametrize("asked", ["rescue", "serve"])
+def test_an_engine_that_does_not_start_again_ends_the_run_though_others_serve(whose: str, asked: str) -> None:
+    class Broken(StandInEngine):
+        async def ready(self) -> None:
+            raise EngineStartError("no memory is left")
+
+    broken, other = Broken(), StandInEngine()
+    engines, critics = (broken, other), None
+    if whose == "critic":
+        broken.version = other.version = 9
+        engines, critics = (StandInEngine(),), EnginePool([broken, other], 60.0, 60.0, own_weights=True)
+    with serving(*engines, critics=critics) as (service, feeder, _, pool):
+        service.serve(0)
+        broken.dies_after = 0
+        asked_pool = critics or pool
+        while not asked_pool.lost:
+            feeder.run(asked_pool.generate(GenerateRequest([1], 1, 3, 4)))
+        with pytest.raises(EngineStartError, match="no memory is left"):
+            feeder.run(asked_pool.recover())
+        with pytest.raises(EngineStartError, match="no memory is left"):
+            if asked == "rescue":
+                service.rescue()
+            else:
+                service.serve(1)
 
 
 def test_an_engine_that_dies_in_every_push_ends_the_run() -> None:
@@ -125,35 +211,57 @@ def test_an_engine_that_dies_in_every_push_ends_the_run() -> None:
 
 @pytest.mark.parametrize("noticed", [True, False])
 def test_an_engine_that_was_started_again_joins_the_transfer_with_all_others(noticed: bool) -> None:
-    """As with NCCL: who is missing in the communicator gets nothing, and says so before anything is sent."""
+    """As with NCCL: who was not in the communicator from its start on gets nothing, and says so first."""
 
     class Group(StandInTrainer):
-        members: list[int] | None = None
+        members: list[int]
 
-        def join(self) -> None:
+        def join(self, engines: Sequence[Engine]) -> None:
+            super().join(engines)
             self.members = [engine.restarts for engine in self._engines]
-            self.joins += 1
 
         def push(self, version: int, base: bool = False) -> None:
-            living = all(engine.living for engine in self._engines)
-            if living and self.members != [engine.restarts for engine in self._engines]:
+            if self.members != [engine.restarts for engine in self._engines]:
                 raise EngineNotJoined("started again")
             super().push(version, base)
 
     dying, other = StandInEngine(), StandInEngine()
     with serving(other, dying, trainer=Group) as (service, feeder, pushes, pool):
-        pushes.join()
+        pushes.join(pool.engines)
         service.serve(0)
         if noticed:
             dying.dies_after = 3
             feeder.published(0)
             feeder.next(service.rescue)
-        else:
-            dying.kill()
+            recovered(feeder, pool)
+        else:  # its process was replaced between two pushes
+            dying.version, dying.restarts = None, 1
         service.serve(1)
         assert (dying.version, other.version, dying.restarts, pool.lost, pushes.joins) == (1, 1, 1, 0, 2)
         service.serve(2)
         assert pushes.joins == 2, "once is enough"
+
+
+def test_an_engine_that_dies_before_it_joins_again_costs_the_others_nothing() -> None:
+    class Group(StandInTrainer):
+        def join(self, engines: Sequence[Engine]) -> None:
+            super().join(engines)
+            for engine in self._engines:
+                if not engine.living:
+                    raise EngineDied("joined by none")
+
+    fragile, lost, other = SlowToStart(), SlowToStart(), StandInEngine()
+    with serving(fragile, lost, other, trainer=Group) as (service, feeder, pushes, pool):
+        service.serve(0)
+        lost.kill()
+        service.serve(1)
+        lost.may_start.set()
+        recovered(feeder, pool)
+        fragile.kill()
+        service.serve(2)  # all three would join
+        assert (fragile.version, lost.version, other.version, pool.lost) == (None, 2, 2, 1)
+        service.serve(3)
+        assert (lost.version, other.version, pushes.joins) == (3, 3, 3)
 
 
 def test_idle_is_the_share_of_the_engines_time_since_it_was_asked_last() -> None:
@@ -188,27 +296,21 @@ def test_an_engine_that_was_lost_is_brought_back_where_the_same_weights_go_on_to
         feeder.published(0)
         feeder.next(service.rescue)
         assert pool.lost == 1
+        recovered(feeder, pool)
         service.serve(0)
         assert (pool.lost, dying.version, pushes.pushes) == (0, 0, [(0, False)] * 2)
 
 
-@pytest.mark.parametrize("asked", ["rescue", "serve"])
-def test_a_critics_engine_is_only_waited_for(asked: str) -> None:
-    engine, critic = StandInEngine(), StandInEngine()
+def test_a_critics_engine_comes_back_by_itself() -> None:
+    critic = StandInEngine()
     critic.version = critic.own = 9
-    critics = EnginePool([critic], 60.0, 60.0)
-    with serving(engine, critics=critics) as (service, feeder, pushes, _), ThreadPoolExecutor(1) as beside:
+    critics = EnginePool([critic], 60.0, 60.0, own_weights=True)
+    with serving(StandInEngine(), critics=critics) as (service, feeder, pushes, _):
         service.serve(0)
         critic.dies_after = 0
-        call = beside.submit(feeder.run, critics.generate(GenerateRequest([1], 1, 3, 4)))
-        while not critics.lost:
-            time.sleep(0.001)
-        if asked == "rescue":
-            service.rescue()
-        else:
-            service.serve(0)
-        assert call.result(60)[0].versions[0].version == 9
-        assert (critics.lost, pushes.pushes) == (0, [(0, False)])
+        [completion] = feeder.run(critics.generate(GenerateRequest([1], 1, 3, 4)))
+        assert completion.versions[0].version == 9
+        assert (critics.lost, critic.restarts, pushes.pushes) == (0, 1, [(0, False)])
 
 
 class Stopped(Exception):
@@ -237,8 +339,8 @@ def test_the_wait_for_an_engine_can_be_ended(asked: str) -> None:
             wait(poll=stop)
 
 
-def test_a_push_that_waits_for_one_engine_costs_the_others_nothing() -> None:
-    """The healthy one finishes nothing before the push has succeeded, which takes longer than an engine may."""
+def test_a_slow_push_costs_an_engine_that_waits_for_its_end_nothing() -> None:
+    """It finishes nothing before the push has succeeded, which takes longer than an engine may, and two attempts."""
     pushed = threading.Event()
 
     class Healthy(StandInEngine):
@@ -253,10 +355,6 @@ def test_a_push_that_waits_for_one_engine_costs_the_others_nothing() -> None:
                 self.kill()
             super().load(version)
 
-        async def ready(self) -> None:
-            await asyncio.sleep(TIMEOUT_S)
-            await super().ready()
-
     class Slow(StandInTrainer):
         def push(self, version: int, base: bool = False) -> None:
             time.sleep(version * TIMEOUT_S)
@@ -269,5 +367,5 @@ def test_a_push_that_waits_for_one_engine_costs_the_others_nothing() -> None:
         service.serve(1)
         pushed.set()
         assert len(feeder.next(service.rescue).groups) == 2
-        assert (healthy.restarts, dying.restarts, pool.lost) == (0, 1, 0)
+        assert (healthy.restarts, dying.restarts, healthy.version) == (0, 1, 1)
         assert pushes.pushes == [(0, False), (1, False), (1, False)]
