@@ -1,33 +1,37 @@
 """What streaming, staleness and packing gain, what pushes and lost engines cost, and how a step grows.
 
-    python tools/bench_rollouts.py                              # an hour on two idle cores (estimated)
+    python tools/bench_rollouts.py                              # about 75 minutes on two idle cores (estimated)
     python tools/bench_rollouts.py --json --images docs/images  # one JSON object on standard output, and the plots
-    python tools/bench_rollouts.py --only streaming recovery    # 15 minutes (estimated)
-    python tools/bench_rollouts.py --only learning              # reward curves over seeds: another hour (estimated)
+    python tools/bench_rollouts.py --only streaming recovery    # some sections
+    python tools/bench_rollouts.py --results rollouts.json      # kept there after each section; again: what is missing
     python tools/bench_rollouts.py --quick                      # whether it works; its figures mean nothing
 
 Every figure is a ratio or share of runs that alternate (A B, B A, and so on), one value a repetition. Runs are those of
 `mcgrpo train`; their first and last step are not counted. Lengths and failures are set by the weights of the model
-(benchmark/markov.py), not by tampering with the sampler.
+(benchmark/markov.py), not by tampering with the sampler. A section that fails costs the others nothing, but the exit
+code is 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import signal
+import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from benchmark import machine
-from benchmark.rollouts import growth, learning, packing, recovery, staleness, streaming
-from benchmark.rollouts.bench import Bench
-from benchmark.rollouts.growth_plot import plot
-from rich.console import Console
-from rich.table import Table
+from benchmark.results import Results
+from benchmark.rollouts import growth, growth_plot, learning, learning_plot, packing, recovery, staleness, streaming
+from benchmark.rollouts.bench import Bench, Size, section_table
+from benchmark.rollouts.streaming_plot import plot_shares, plot_timeline
 
-SECTIONS = {
+SECTIONS: dict[str, ModuleType] = {
     "streaming": streaming,
     "staleness": staleness,
     "packing": packing,
@@ -35,50 +39,58 @@ SECTIONS = {
     "growth": growth,
     "learning": learning,
 }
-USUAL = [name for name in SECTIONS if name != "learning"]
-PLOT = "rollout_growth.png"
-CONSOLE = Console(stderr=True, highlight=False, soft_wrap=True)
+PLOTS: dict[str, tuple[str, Callable[[dict[str, Any], Path], None]]] = {
+    "rollout_streaming.png": ("streaming", plot_timeline),
+    "rollout_tails.png": ("streaming", plot_shares),
+    "rollout_growth.png": ("growth", growth_plot.plot),
+    "rollout_learning.png": ("learning", learning_plot.plot),
+}
 
 
 def main() -> None:
     options = _options()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is running is ended, too
     machine.pin(options.cores)
-    result: dict[str, Any] = {"quick": options.quick, "machine": machine.describe(), "sections": {}}
-    output = CONSOLE if options.json else Console(highlight=False)
-    for name in options.only:
-        with tempfile.TemporaryDirectory(prefix="bench-rollouts-") as work:
-            bench = Bench(Path(work), options.repeats, options.steps, options.quick, CONSOLE.print)
-            found = SECTIONS[name].measure(bench).to_json()
-        result["sections"][name] = found
-        output.print(table(name, found))
-    if options.images is not None and "growth" in result["sections"]:
-        plot(result["sections"]["growth"], options.images / PLOT)
+    results = Results(options.results, quick=options.quick)
+    output = sys.stderr if options.json else sys.stdout
+    for name in options.only or results.missing(SECTIONS):
+        found = results.measure(name, partial(_measure, name, options))
+        if "error" not in found:
+            print(f"{name}\n\n{section_table(found)}\n", file=output, flush=True)
+    if options.images is not None:
+        _draw(results, options.images)
     if options.json:
-        print(json.dumps(result))
+        print(results.to_json())
+    if failed := results.errors(SECTIONS):
+        raise SystemExit(f"without figures: {', '.join(failed)}")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=USUAL)
-    parser.add_argument("--repeats", type=int, help="of each run; 3, with --quick 1")
-    parser.add_argument("--steps", type=int, help="that count in a run; 4, with --quick 2")
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="these, whether --results has them or not")
+    parser.add_argument("--results", type=Path, help="a JSON file of sections, which those measured now are added to")
+    parser.add_argument("--repeats", type=int, help="of each run; without it as many as each section takes")
+    parser.add_argument("--steps", type=int, help="that count in a run; without it as many as each section takes")
     parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--images", type=Path, help=f"a directory for {PLOT}")
-    options = parser.parse_args()
-    options.repeats = options.repeats or (1 if options.quick else 3)
-    options.steps = options.steps or (2 if options.quick else 4)
-    return options
+    parser.add_argument("--images", type=Path, help=f"a directory for {', '.join(PLOTS)}")
+    return parser.parse_args()
 
 
-def table(name: str, found: dict[str, Any]) -> Table:
-    shown = Table("figure", "median", "from", "to", "goal", title=name)
-    for figure, spread in found["figures"].items():
-        values = [f"{spread[key]:.3g}" for key in ("median", "low", "high")]
-        shown.add_row(figure, *values, found["goals"].get(figure, ""))
-    return shown
+def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    usual: Size = SECTIONS[name].BRIEF if options.quick else SECTIONS[name].FULL
+    size = replace(usual, repeats=options.repeats or usual.repeats, steps=options.steps or usual.steps)
+    with tempfile.TemporaryDirectory(prefix="bench-rollouts-") as work:
+        bench = Bench(Path(work), size, options.quick, partial(print, file=sys.stderr, flush=True))
+        found: dict[str, Any] = SECTIONS[name].measure(bench).to_json()
+    return found
+
+
+def _draw(results: Results, directory: Path) -> None:
+    for file, (name, plot) in PLOTS.items():
+        if "figures" in results.sections.get(name, {}):
+            plot(results.sections[name], directory / file)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from benchmark.markov import Chain, Tail
-from benchmark.peers.compare import LOOP, OURS, TRL, figures
-from benchmark.peers.environment import REQUIREMENTS, default_directory
-from benchmark.peers.job import Job, Report, rewards
+from benchmark.peers.compare import BEST_TRL, LOOP, OURS, TRL, check_same, figures
+from benchmark.peers.environment import CONSTRAINTS, REQUIREMENTS, default_directory, trl_python
+from benchmark.peers.job import Job, Report, packages, rewards
 from benchmark.peers.transformers_loop import advantages, batches, until_end, update
 from benchmark.setting import Files, Setting, read_questions
 from benchmark.training_run import run
@@ -31,23 +33,35 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 def job(files: Files, **other: int) -> Job:
-    sizes = {"prompts": 2, "group": 2, "max_response": 12, "steps": 2, "warm_up": 1, "micro_batch": 3} | other
-    return Job(str(files.model), read_questions(files.problems), **sizes, threads=1, seed=0)
+    sizes = {"prompts": 2, "group": 2, "max_response": 12, "steps": 2, "warm_up": 1, "micro_batches": 2} | other
+    return Job(str(files.model), read_questions(files.problems), **{"generation_batches": 1} | sizes, threads=1, seed=0)
 
 
 def test_rates_and_ratios_are_of_the_same_repetition() -> None:
+    eight, twelve = [3, 7, 20, 4, 6] * 2, [12] * 10
     reports = {
-        OURS[0]: [Report([1.0, 1.0], 80.0, 0.5), Report([2.0, 2.0], 120.0, 0.7)],
-        TRL: [Report([5.0, 5.0], 100.0, 0.4), Report([6.0, 4.0], 100.0, 0.4)],
-        LOOP: [Report([4.0, 4.0], 100.0, 0.4), Report([4.0, 4.0], 100.0, 0.4)],
+        OURS[0]: [Report([1.0, 1.0], eight, 0.5), Report([2.0, 2.0], twelve, 0.7)],
+        TRL[0]: [Report([5.0, 5.0], [10] * 10, 0.4), Report([60.0, 4.0], [10] * 10, 0.4)],
+        TRL[1]: [Report([50.0, 5.0], [10] * 10, 0.4), Report([6.0, 4.0], [10] * 10, 0.4)],
+        LOOP: [Report([4.0, 4.0], [10] * 10, 0.4), Report([4.0, 4.0], [10] * 10, 0.4)],
     }
     found = figures(reports, samples=10)
     assert found["samples_per_s"][OURS[0]]["values"] == [5.0, 2.5]
     assert found["tokens_per_sample"][OURS[0]] == 10.0
+    assert found["longest_of_a_step"] == {OURS[0]: 16, TRL[0]: 10, TRL[1]: 10, LOOP: 10}
     assert found["reward"][OURS[0]] == pytest.approx(0.6)
-    assert found["ratios"][f"{OURS[0]} / {TRL}"]["samples_per_s"]["values"] == [5.0, 2.5]
-    assert found["ratios"][f"{OURS[0]} / {LOOP}"]["tokens_per_s"]["values"] == pytest.approx([3.2, 2.4])
-    assert set(found["ratios"]) == {f"{OURS[0]} / {TRL}", f"{OURS[0]} / {LOOP}"}
+    assert set(found["ratios"]) == {f"{OURS[0]} / {BEST_TRL}", f"{OURS[0]} / {LOOP}"}
+    trl, loop = found["ratios"][f"{OURS[0]} / {BEST_TRL}"], found["ratios"][f"{OURS[0]} / {LOOP}"]
+    assert trl["samples_per_s"]["values"] == [5.0, 2.5] and trl["goal"] == "at least 5: missed"
+    assert loop["tokens_per_s"]["values"] == pytest.approx([3.2, 2.4])
+    assert BEST_TRL not in figures({side: reports[side] for side in (OURS[0], TRL[0])}, 10)["samples_per_s"]
+
+
+def test_other_libraries_are_no_comparison() -> None:
+    own = packages("torch", "transformers")
+    check_same("TRL", own | {"trl": ["1.16.0", "trl.py"]})
+    with pytest.raises(RuntimeError, match="TRL uses torch .*2.0.0.*anew"):
+        check_same("TRL", own | {"torch": ["2.0.0", own["torch"][1]]})
 
 
 def test_rewards_are_the_verifiers_and_nothing_for_what_did_not_stop() -> None:
@@ -56,7 +70,7 @@ def test_rewards_are_the_verifiers_and_nothing_for_what_did_not_stop() -> None:
 
 
 def test_the_loop_asks_all_questions_in_turn(files: Files) -> None:
-    few = Job(str(files.model), ["a", "b", "c"], 2, 2, 12, 2, 1, 3, 1, 0)
+    few = replace(job(files), questions=["a", "b", "c"])
     assert list(batches(few)) == [["a", "b"], ["c", "a"], ["b", "c"]]
 
 
@@ -90,40 +104,50 @@ def test_the_loops_update_follows_the_gradient_of_dr_grpo(files: Files) -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-4, msg=name)
 
 
-def test_a_run_of_the_loop(tmp_path: Path, files: Files) -> None:
-    job(files).write(tmp_path / "job.json")
-    command = [
-        sys.executable,
-        "-m",
-        "benchmark.peers.transformers_loop",
-        tmp_path / "job.json",
-        tmp_path / "report.json",
-    ]
-    run([str(part) for part in command], {"PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"})
-    report = Report.read(tmp_path / "report.json")
+def peer_run(folder: Path, python: str, module: str, asked: Job) -> Report:
+    asked.write(folder / "job.json")
+    command = [python, "-m", f"benchmark.peers.{module}", str(folder / "job.json"), str(folder / "report.json")]
+    run(command, {"PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"})
+    report = Report.read(folder / "report.json")
+    check_same(module, report.packages)
     assert len(report.seconds) == 2 and report.total == sum(report.seconds) > 0
-    assert 2 * 4 * 3 <= report.tokens <= 2 * 4 * 12  # a word, an answer and an end at least
+    assert len(report.lengths) == 2 * asked.samples
+    assert min(report.lengths) >= 3 and max(report.lengths) <= 12  # a word, an answer and an end at least
     assert 0 <= report.reward <= 1
+    return report
+
+
+def test_a_run_of_the_loop(tmp_path: Path, files: Files) -> None:
+    report = peer_run(tmp_path, sys.executable, "transformers_loop", job(files))
+    assert set(report.packages) == {"torch", "transformers"}
+
+
+@pytest.mark.skipif("MCGRPO_TEST_TRL" not in os.environ, reason="set MCGRPO_TEST_TRL=1: installs TRL where it is not")
+@pytest.mark.parametrize("generation_batches", [1, 2])
+def test_a_run_of_trl(tmp_path: Path, files: Files, generation_batches: int) -> None:
+    python = str(trl_python(default_directory()))
+    report = peer_run(tmp_path, python, "trl_trainer", job(files, generation_batches=generation_batches))
+    assert report.packages["trl"][0] == "1.16.0"
 
 
 def test_a_failure_is_told_with_its_output(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="exit code 3\nno such luck"):
+    with pytest.raises(RuntimeError, match="exit code 3: (.|\\n)*no such luck"):
         run([sys.executable, "-c", "print('no such luck'); raise SystemExit(3)"], {})
 
 
 def test_the_tables_and_the_json(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools/bench_peers.py"), "--quick", "--json", "--sides", LOOP]
-    command += ["--cores", "1", "--lengths", "equal"]
+    command += ["--cores", "1", "--only", "equal", "--results", str(tmp_path / "peers.json")]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
-    found = json.loads(done.stdout)
-    assert found["quick"] and found["machine"]["cores"] == 1
-    equal = found["lengths"]["equal"]
-    assert equal["tokens_per_sample"][LOOP] == 8  # six counted words, an answer, an end
+    equal = json.loads(done.stdout)["sections"]["equal"]
+    assert json.loads((tmp_path / "peers.json").read_text()) == {"sections": {"equal": equal}}
+    assert equal["quick"] and equal["machine"]["cores"] == 1
+    assert equal["tokens_per_sample"][LOOP] == equal["longest_of_a_step"][LOOP] == 8  # six words, an answer, an end
     assert len(equal["samples_per_s"][LOOP]["values"]) == equal["setting"]["repeats"] == 1
-    assert equal["ratios"] == {} and "samples/s" in done.stderr
+    assert equal["ratios"] == {} and f"| {LOOP} |" in done.stderr
 
 
 def test_the_environment_of_trl_is_named_after_what_is_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MCGRPO_CACHE", str(tmp_path))
     assert default_directory().parent == tmp_path
-    assert "trl==1.16.0" in REQUIREMENTS.read_text()
+    assert "trl==1.16.0" in REQUIREMENTS.read_text() and "transformers==" in CONSTRAINTS.read_text()

@@ -1,4 +1,4 @@
-"""Alternated repetitions, and ratios with their spread. A single timing says nothing on a machine that is shared."""
+"""Alternated repetitions, ratios with their spread, and goals. A single timing says nothing on a shared machine."""
 
 from __future__ import annotations
 
@@ -30,6 +30,31 @@ class Spread:
 
     def to_json(self) -> dict[str, Any]:
         return {"median": self.median, "low": self.low, "high": self.high, "values": list(self.values)}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a figure's median is to be."""
+
+    least: float | None = None
+    most: float | None = None
+
+    def reached(self, value: float) -> bool:
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+    def verdict(self, value: float) -> str:
+        """The goal in words, and whether ``value`` is in it."""
+        if self.least is None:
+            words = f"at most {self.most:g}"
+        else:
+            words = f"at least {self.least:g}" if self.most is None else f"{self.least:g} to {self.most:g}"
+        return f"{words}: {'reached' if self.reached(value) else 'missed'}"
+
+
+def shown(spread: dict[str, Any]) -> str:
+    """Of ``Spread.to_json``: the median, and from where to where."""
+    middle = f"{spread['median']:.3g}"
+    return middle if len(spread["values"]) == 1 else f"{middle} ({spread['low']:.3g} to {spread['high']:.3g})"
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:

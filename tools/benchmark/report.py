@@ -10,6 +10,7 @@ import numpy as np
 from benchmark.checkpoints import QWEN3_32B, in_flight, nbytes, shape_of, size_name
 from benchmark.figures import RSS_FIXED, RSS_SHARE, Line, Row, at_measured_rate, fit, memory_factor, series
 from benchmark.measure import CACHES, CONVERSIONS, LAYOUT, Cache, Operation
+from benchmark.tables import markdown_table
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -97,7 +98,7 @@ def throughput_table(found: Sequence[Row]) -> str:
         ]
         for row in found
     ]
-    return _table(heads, body)
+    return markdown_table(heads, body)
 
 
 def memory_table(found: Sequence[Row], machine: Machine) -> str:
@@ -127,7 +128,7 @@ def memory_table(found: Sequence[Row], machine: Machine) -> str:
         f"torch, {machine.fixed_rss / 1e6:.0f} MB ({machine.fixed_anonymous / 1e6:.0f} MB anonymous) for converting a "
         "model of 2M parameters, whose tokenizer transformers checks."
     )
-    return f"{_table(heads, body)}\n\n{notes}"
+    return f"{markdown_table(heads, body)}\n\n{notes}"
 
 
 def fit_table(found: Sequence[Row]) -> str:
@@ -144,7 +145,7 @@ def fit_table(found: Sequence[Row]) -> str:
                 figures = [f"{line.intercept:.2f}", f"{line.slope * _GB:.2f}", f"{line.r2:.4f}", f"{line.worst:.0%}"]
                 figures.append(_duration(line.at(nbytes(QWEN3_32B))))
             body.append([operation, cache, *figures, rate])
-    return _table(heads, body)
+    return markdown_table(heads, body)
 
 
 def plot(found: Sequence[Row], machine: Machine, path: Path) -> None:
@@ -242,8 +243,3 @@ def _fill(cache: Cache) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-
-
-def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

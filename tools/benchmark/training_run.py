@@ -1,4 +1,4 @@
-"""A `mcgrpo train` of its own process, and what its files tell of its steps."""
+"""A `mcgrpo train` in processes of its own, and what its files tell of its steps."""
 
 from __future__ import annotations
 
@@ -6,73 +6,69 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+
+import psutil
+from benchmark.collection import Collection, collection
 
 from megatron_cgrpo.observe.metrics import read_metrics
-from megatron_cgrpo.observe.timeline import Timeline, gaps
+from megatron_cgrpo.observe.timeline import merge
 from megatron_cgrpo.observe.trace_files import DIRECTORY, read_timeline, step_files
 
 WARM_UP, COOL_DOWN = 1, 1
 """Steps that are not counted: the first fills caches, the last evaluates and saves."""
 
+LIMIT_S = 1800.0
+"""Of one run, start-up included: many times what the longest takes on two idle cores."""
+
 METRICS = "metrics.jsonl"
-_MICROSECONDS = 1e6
+MARK = "MCGRPO_BENCHMARK_RUN"
+"""Inherited by every process of a run, detached or not: how all of them are found."""
+
+_POLL_S = 0.02
 _SHOWN = 4000  # characters of a failed command's output
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The counted steps of a run, in order: the lines of their metrics, and their timelines."""
+    """The counted steps of a run, in order: the lines of their metrics, and the requests that they collected by."""
 
     lines: list[dict[str, float]]
-    timelines: list[Timeline]
+    collections: list[Collection]
 
     @property
     def seconds(self) -> float:
         return self.total("time.step")
 
     def total(self, key: str) -> float:
-        """Over the steps; nothing where a step does not have it."""
-        return sum(line.get(key, 0.0) for line in self.lines)
+        """Over the steps. Raises RuntimeError where one does not have it."""
+        for line in self.lines:
+            if key not in line:
+                raise RuntimeError(f"step {line['step']}: {METRICS} has no {key}")
+        return sum(line[key] for line in self.lines)
 
-    def share(self, *keys: str) -> float:
-        """Of the steps' time."""
-        return sum(self.total(key) for key in keys) / self.seconds
+    def mean(self, key: str) -> float:
+        return self.total(key) / len(self.lines)
 
     @property
     def collecting_seconds(self) -> float:
-        """From a step's first request to an engine to the end of its last, over the steps of a synchronous run."""
-        windows = [collecting(timeline) for timeline in self.timelines]
-        return sum(end - start for start, end in windows) / _MICROSECONDS
+        """From a step's first request to the end of its last, over the steps of a synchronous run."""
+        return sum(each.seconds for each in self.collections)
+
+    @property
+    def collecting_idle(self) -> float:
+        """Of that time, the engines' share without a request."""
+        return sum(each.idle * each.seconds for each in self.collections) / self.collecting_seconds
 
     @property
     def engine_idle(self) -> float:
-        """The share of the engines' time without a request."""
-        return mean(idle_share(timeline, timeline.start, timeline.end) for timeline in self.timelines)
-
-    @property
-    def collecting_engine_idle(self) -> float:
-        """The same while a synchronous run collects; what remains is the trainer's turn."""
-        return mean(idle_share(timeline, *collecting(timeline)) for timeline in self.timelines)
-
-
-def engine_tracks(timeline: Timeline) -> list[str]:
-    return [track for track in timeline.tracks if track.startswith("engine ")]
-
-
-def collecting(timeline: Timeline) -> tuple[int, int]:
-    spans = [span for track in engine_tracks(timeline) for span in timeline.tracks[track]]
-    return min(span.start for span in spans), max(span.end for span in spans)
-
-
-def idle_share(timeline: Timeline, start: int, end: int) -> float:
-    """The mean over the engines of the share of [start, end] (microseconds) in which one has no request."""
-    tracks = engine_tracks(timeline)
-    idle = sum(until - since for track in tracks for since, until in gaps(timeline.tracks[track], start, end))
-    return idle / (len(tracks) * (end - start))
+        """The same of the whole steps, as the run itself has measured it."""
+        return sum(line["engines.idle"] * line["time.step"] for line in self.lines) / self.seconds
 
 
 def train(
@@ -84,34 +80,75 @@ def train(
 ) -> Steps:
     """Trains ``steps`` counted steps and those around them; ``overrides`` as on the command line.
 
-    ``meanwhile`` is called with the process id while it runs. Raises RuntimeError where the run fails.
+    ``meanwhile`` as in ``run``. Raises RuntimeError where the run fails or takes too long.
     """
     command = [sys.executable, "-m", "megatron_cgrpo", "train", str(recipe), f"run.dir={directory}"]
     command += [f"train.steps={WARM_UP + steps + COOL_DOWN}", *overrides]
-    run(command, {"OMP_NUM_THREADS": "1"}, meanwhile)
+    try:
+        run(command, {"OMP_NUM_THREADS": "1"}, meanwhile=meanwhile)
+    except TimeoutError as late:
+        raise RuntimeError(f"{directory.name}: its last step was {last_step(directory)}: {late}") from late
     return read_steps(directory)
 
 
-def run(command: Sequence[str], environment: dict[str, str], meanwhile: Callable[[int], None] = lambda _: None) -> None:
-    """Raises RuntimeError with the end of the output where the command fails. Ends it where ``meanwhile`` raises."""
+def run(
+    command: Sequence[str],
+    environment: dict[str, str],
+    limit_s: float = LIMIT_S,
+    meanwhile: Callable[[int], None] = lambda _: None,
+) -> None:
+    """``meanwhile`` is called with the process id, again and again. None of the run's processes outlives the call.
+
+    Raises RuntimeError where the command fails, and TimeoutError after ``limit_s``, both with the end of its output.
+    """
+    mark = uuid.uuid4().hex
+    deadline = time.monotonic() + limit_s
     with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command,
+            env=os.environ | environment | {MARK: mark},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+        def told() -> str:
+            output.seek(0)
+            return f"{' '.join(command)}\n{output.read()[-_SHOWN:]}"
+
         try:
-            meanwhile(process.pid)
-            process.wait()
+            while process.poll() is None:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"not done after {limit_s:g} s, and ended: {told()}")
+                meanwhile(process.pid)
+                time.sleep(_POLL_S)
         finally:
-            process.terminate()
+            _end(mark)
             process.wait()
         if process.returncode:
-            output.seek(0)
-            tail = output.read()[-_SHOWN:]
-            raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}\n{tail}")
+            raise RuntimeError(f"exit code {process.returncode}: {told()}")
 
 
 def read_steps(directory: Path) -> Steps:
-    lines = [line for line in read_metrics(directory / METRICS) if line["step"] > WARM_UP]
+    """Of a complete run. Raises RuntimeError where its timeline has gaps."""
+    lines = [dict(line) for line in read_metrics(directory / METRICS) if line["step"] > WARM_UP]
     lines = lines[: len(lines) - COOL_DOWN]
-    counted = {line["step"] for line in lines}
-    files = step_files(directory / DIRECTORY)
-    timelines = [read_timeline(path) for step, path in files.items() if step in counted]
-    return Steps([dict(line) for line in lines], timelines)
+    # A step's first requests are in the file of the step before it, which was not flushed yet when they began.
+    timeline = merge([read_timeline(path) for path in step_files(directory / DIRECTORY).values()])
+    if timeline.dropped:
+        raise RuntimeError(f"{directory}: its timeline lacks {timeline.dropped} spans: measure smaller steps")
+    return Steps(lines, [collection(timeline, int(line["step"])) for line in lines])
+
+
+def last_step(directory: Path) -> int | None:
+    """The last one that a run has recorded, None before any."""
+    path = directory / METRICS
+    lines = read_metrics(path) if path.is_file() else []
+    return int(lines[-1]["step"]) if lines else None
+
+
+def _end(mark: str) -> None:
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it has just ended, or is not ours
+            if process.environ().get(MARK) == mark:
+                process.kill()

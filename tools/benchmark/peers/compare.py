@@ -10,18 +10,25 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmark.peers.job import Job, Report
-from benchmark.ratios import Spread, measured, ratio
+from benchmark.peers.job import Job, Report, packages
+from benchmark.ratios import Goal, Spread, measured, ratio
 from benchmark.setting import Files, Setting, read_questions, write_recipe
 from benchmark.training_run import WARM_UP, run, train
 
 OURS = ("ours", "ours, one step off")
-TRL, LOOP = "TRL", "transformers loop"
-SIDES = (*OURS, TRL, LOOP)
+TRL = ("TRL", "TRL, quarter batches")
+LOOP = "transformers loop"
+SIDES = (*OURS, *TRL, LOOP)
+BEST_TRL = "the faster TRL"
+GOAL = Goal(least=5)
+"""Of the samples a second of ``ours`` over those of each other program."""
+
+SAME = ("torch", "transformers")
+"""What all sides are to use in the same version, from the same files."""
 
 ALGORITHM = {"algorithm": {"preset": "r1_drgrpo"}}
-MICRO_BATCH = 32
-"""Sequences of the peers; ours are packed by tokens."""
+MICRO_BATCHES = 4
+"""Of a step, for the peers; ours are packed by tokens."""
 
 _TREE = Path(__file__).parents[3]
 
@@ -55,18 +62,20 @@ class Comparison:
         return train_once
 
     def _ours(self, files: Files, directory: Path, seed: int, staleness: int) -> Report:
+        row = self.setting.prompt_tokens + self.setting.max_response
         layout = {
             "seed": seed,
             "algorithm": {"group_size": self.setting.group},
             "parallel": {"dp": self.cores},
             "rollout": {"engines": self.cores, "max_concurrent_sequences": self.setting.samples},
-            "train": {"micro_batch_tokens": MICRO_BATCH * (self.setting.prompt_tokens + self.setting.max_response)},
+            "train": {"micro_batch_tokens": self.setting.samples // MICRO_BATCHES * row},
         }
         recipe = directory / "recipe.yaml"
         write_recipe(recipe, self.setting.recipe(files), ALGORITHM, layout)
         steps = train(recipe, directory / "run", self.steps, [f"train.staleness={staleness}"])
-        rewards = [line["reward.initial"] for line in steps.lines]
-        return Report([line["time.step"] for line in steps.lines], steps.total("tokens.generate"), mean(rewards))
+        lengths = [tokens for collected in steps.collections for tokens in collected.lengths]
+        seconds = [line["time.step"] for line in steps.lines]
+        return Report(seconds, lengths, steps.mean("reward.initial"), packages(*SAME))
 
     def _peer(self, side: str, files: Files, directory: Path, seed: int) -> Report:
         job = Job(
@@ -77,13 +86,14 @@ class Comparison:
             max_response=self.setting.max_response,
             steps=self.steps,
             warm_up=WARM_UP,
-            micro_batch=min(MICRO_BATCH, self.setting.samples),
+            micro_batches=MICRO_BATCHES,
+            generation_batches=MICRO_BATCHES if side == TRL[1] else 1,
             threads=self.cores,
             seed=seed,
         )
         job.write(directory / "job.json")
-        python = str(self.trl) if side == TRL else sys.executable
-        module = "benchmark.peers.trl_trainer" if side == TRL else "benchmark.peers.transformers_loop"
+        python = str(self.trl) if side in TRL else sys.executable
+        module = "benchmark.peers.trl_trainer" if side in TRL else "benchmark.peers.transformers_loop"
         command = [python, "-m", module, str(directory / "job.json"), str(directory / "report.json")]
         environment = {
             "PYTHONPATH": os.pathsep.join([str(_TREE), str(_TREE / "tools")]),
@@ -91,7 +101,9 @@ class Comparison:
             "HF_HUB_OFFLINE": "1",
         }
         run(command, environment)
-        return Report.read(directory / "report.json")
+        report = Report.read(directory / "report.json")
+        check_same(side, report.packages)
+        return report
 
     def _describe(self) -> dict[str, Any]:
         setting = self.setting
@@ -104,20 +116,40 @@ class Comparison:
         }
 
 
+def check_same(side: str, used: dict[str, list[str]]) -> None:
+    """Raises RuntimeError where ``used`` are not the versions and files of this process."""
+    for name, own in packages(*SAME).items():
+        if used[name] != own:
+            raise RuntimeError(f"{side} uses {name} {used[name]}, ours {own}: make its environment anew")
+
+
 def figures(reports: dict[str, list[Report]], samples: int) -> dict[str, Any]:
     """``samples`` responses in each report."""
-    per_s = {side: [samples / report.total for report in own] for side, own in reports.items()}
-    tokens_per_s = {side: [report.tokens / report.total for report in own] for side, own in reports.items()}
-    pairs = [(own, other) for own in OURS for other in (TRL, LOOP) if own in reports and other in reports]
-    return {
-        "samples_per_s": {side: Spread(tuple(values)).to_json() for side, values in per_s.items()},
-        "tokens_per_sample": {side: mean(r.tokens for r in own) / samples for side, own in reports.items()},
-        "reward": {side: mean(r.reward for r in own) for side, own in reports.items()},
-        "ratios": {
-            f"{own} / {other}": {
-                "samples_per_s": ratio(per_s[own], per_s[other]).to_json(),
-                "tokens_per_s": ratio(tokens_per_s[own], tokens_per_s[other]).to_json(),
-            }
-            for own, other in pairs
-        },
+    sides = reports | ({BEST_TRL: best(reports)} if set(TRL) <= set(reports) else {})
+    per_s = {side: [samples / report.total for report in own] for side, own in sides.items()}
+    tokens_per_s = {side: [report.tokens / report.total for report in own] for side, own in sides.items()}
+    pairs = [(own, other) for own in OURS for other in (BEST_TRL, LOOP) if own in sides and other in sides]
+    ratios = {
+        f"{own} / {other}": {
+            "samples_per_s": ratio(per_s[own], per_s[other]).to_json(),
+            "tokens_per_s": ratio(tokens_per_s[own], tokens_per_s[other]).to_json(),
+        }
+        for own, other in pairs
     }
+    for own, other in pairs:
+        if own == OURS[0]:
+            found = ratios[f"{own} / {other}"]
+            found["goal"] = GOAL.verdict(found["samples_per_s"]["median"])
+    return {
+        "samples_per_s": {side: Spread(tuple(per_s[side])).to_json() for side in reports},
+        "tokens_per_sample": {side: mean(r.tokens for r in own) / samples for side, own in reports.items()},
+        "longest_of_a_step": {side: mean(r.longest for r in own) for side, own in reports.items()},
+        "reward": {side: mean(r.reward for r in own) for side, own in reports.items()},
+        "packages": {side: own[0].packages for side, own in reports.items()},
+        "ratios": ratios,
+    }
+
+
+def best(reports: dict[str, list[Report]]) -> list[Report]:
+    """Of each repetition the faster of TRL's two ways."""
+    return [min(pair, key=lambda report: report.total) for pair in zip(*(reports[side] for side in TRL), strict=True)]

@@ -10,11 +10,13 @@ import sysconfig
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+CONSTRAINTS = Path(__file__).parents[2] / "environment" / "constraints.txt"
 
 
 def default_directory() -> Path:
     cache = Path(os.environ.get("MCGRPO_CACHE", Path.home() / ".cache" / "megatron_cgrpo"))
-    return cache / f"trl-{hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]}"
+    versions = REQUIREMENTS.read_bytes() + CONSTRAINTS.read_bytes()
+    return cache / f"trl-{hashlib.sha256(versions).hexdigest()[:12]}"
 
 
 def trl_python(directory: Path) -> Path:
@@ -27,7 +29,7 @@ def trl_python(directory: Path) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(directory)], check=True)
         packages = directory / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
         (packages / "parent.pth").write_text(f"{sysconfig.get_path('purelib')}\n", encoding="utf-8")
-        install = [str(python), "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS)]
+        install = [str(python), "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS), "-c", str(CONSTRAINTS)]
         subprocess.run(install, check=True, stdout=sys.stderr)
         complete.touch()
     return python

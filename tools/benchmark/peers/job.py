@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 from megatron_cgrpo.rewards.exact import ExactVerifier
@@ -16,7 +17,8 @@ ANSWER = "1"
 @dataclass(frozen=True)
 class Job:
     """GRPO without critique: ``group`` responses to ``prompts`` questions a step, one update. ``steps`` are counted,
-    after ``warm_up`` others. ``micro_batch`` is in sequences, ``threads`` are torch's."""
+    after ``warm_up`` others. An update computes on ``micro_batches`` one after the other, and where a program can
+    generate a step's responses in several batches, there are ``generation_batches``. ``threads`` are torch's."""
 
     model: str
     questions: list[str]
@@ -25,12 +27,23 @@ class Job:
     max_response: int
     steps: int
     warm_up: int
-    micro_batch: int
+    micro_batches: int
+    generation_batches: int
     threads: int
     seed: int
     lr: float = 1e-6
     clip: float = 0.2
     grad_clip: float = 1.0
+
+    @property
+    def samples(self) -> int:
+        """Of a step."""
+        return self.prompts * self.group
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences."""
+        return self.samples // self.micro_batches
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
@@ -38,16 +51,31 @@ class Job:
 
 @dataclass(frozen=True)
 class Report:
-    """Seconds of each counted step. The other two show that the programs did the same work: the tokens of all counted
-    responses, without padding, and their mean reward."""
+    """Seconds of each counted step, and what shows that the programs did the same work with the same libraries: tokens
+    of every counted response in the order of the steps, without padding, their mean reward, and version and file of
+    each package."""
 
     seconds: list[float]
-    tokens: float
+    lengths: list[int]
     reward: float
+    packages: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def longest(self) -> float:
+        """Tokens of a step's longest response, the mean over the steps."""
+        size = len(self.lengths) // len(self.seconds)
+        return sum(max(self.lengths[i * size : (i + 1) * size]) for i in range(len(self.seconds))) / len(self.seconds)
 
     @property
     def total(self) -> float:
         return sum(self.seconds)
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Report:
@@ -63,3 +91,9 @@ def rewards(texts: Sequence[str], stopped: Sequence[bool]) -> list[float]:
     """What did not stop earns nothing."""
     verifier = ExactVerifier()
     return [verifier.judge(text, ANSWER).reward if end else 0.0 for text, end in zip(texts, stopped, strict=True)]
+
+
+def packages(*names: str) -> dict[str, list[str]]:
+    """Version and file of each, as this process imports it."""
+    modules = {name: import_module(name) for name in names}
+    return {name: [module.__version__, str(module.__file__)] for name, module in modules.items()}

@@ -5,14 +5,12 @@ python -m benchmark.peers.transformers_loop JOB REPORT
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import torch
-from benchmark.peers.job import Job, Report, arguments, rewards
+from benchmark.peers.job import Job, Report, arguments, packages, rewards
 from torch import Tensor
 
 
@@ -26,7 +24,9 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=job.lr, weight_decay=0.0)
-    seconds, tokens, earned = [], 0.0, 0.0
+    seconds: list[float] = []
+    lengths: list[int] = []
+    earned = 0.0
     for number, questions in enumerate(batches(job)):
         started = time.perf_counter()
         prompts = tokenizer([q for q in questions for _ in range(job.group)], return_tensors="pt", padding=True)
@@ -37,9 +37,9 @@ def main() -> None:
         update(model, optimizer, prompts, responses, mask, advantages(reward, job.group), job)
         if number >= job.warm_up:
             seconds.append(time.perf_counter() - started)
-            tokens, earned = tokens + mask.sum().item(), earned + reward.mean().item()
-    report = Report(seconds, tokens, earned / job.steps)
-    out.write_text(json.dumps(asdict(report)), encoding="utf-8")
+            lengths += mask.sum(1).tolist()
+            earned += reward.mean().item()
+    Report(seconds, lengths, earned / job.steps, packages("torch", "transformers")).write(out)
 
 
 def batches(job: Job) -> Iterator[list[str]]:

@@ -5,14 +5,12 @@ python -m benchmark.peers.trl_trainer JOB REPORT
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
-from dataclasses import asdict
 from typing import Any
 
 import torch
-from benchmark.peers.job import ANSWER, Job, Report, arguments, rewards
+from benchmark.peers.job import ANSWER, Job, Report, arguments, packages, rewards
 
 
 def main() -> None:
@@ -26,7 +24,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     watch = stopwatch()
-    count = Count(tokenizer.eos_token_id, skip=job.warm_up * job.prompts * job.group)
+    count = Count(tokenizer.eos_token_id, skip=job.warm_up * job.samples)
     with tempfile.TemporaryDirectory() as directory:
         trainer = GRPOTrainer(
             model=model,
@@ -37,15 +35,16 @@ def main() -> None:
             callbacks=[watch],
         )
         trainer.train()
-    report = Report(watch.seconds[job.warm_up :], count.tokens, count.earned / count.responses)
-    out.write_text(json.dumps(asdict(report)), encoding="utf-8")
+    used = packages("torch", "transformers", "accelerate", "trl")
+    Report(watch.seconds[job.warm_up :], count.lengths, count.earned / len(count.lengths), used).write(out)
 
 
 def settings(job: Job, directory: str) -> Any:
     """Of GRPOConfig, everything that costs time set to what is best here, and the loss to Dr. GRPO's.
 
-    One generation of the whole step's batch (``steps_per_generation`` is the accumulation), no checkpoints, no logs of
-    completions, no recomputation, no reference model.
+    A step's responses are generated all at once, or in ``generation_batches`` of fewer rows, each before the
+    micro-batches that it is for: whether long rows or many decoding steps cost more depends on the lengths. No
+    checkpoints, no logs of completions, no recomputation, no reference model.
     """
     from trl import GRPOConfig
 
@@ -56,7 +55,8 @@ def settings(job: Job, directory: str) -> Any:
         seed=job.seed,
         max_steps=job.warm_up + job.steps,
         per_device_train_batch_size=job.micro_batch,
-        gradient_accumulation_steps=job.prompts * job.group // job.micro_batch,
+        gradient_accumulation_steps=job.micro_batches,
+        steps_per_generation=job.micro_batches // job.generation_batches,
         num_generations=job.group,
         max_completion_length=job.max_response,
         temperature=1.0,
@@ -85,7 +85,8 @@ class Count:
 
     def __init__(self, eos: int, skip: int) -> None:
         self._eos, self._skip = eos, skip
-        self.responses, self.tokens, self.earned = 0, 0.0, 0.0
+        self.lengths: list[int] = []
+        self.earned = 0.0
 
     def reward(self, completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         """TRL's interface of a reward function."""
@@ -93,8 +94,7 @@ class Count:
         if self._skip:
             self._skip -= len(earned)
         else:
-            self.responses += len(earned)
-            self.tokens += sum(map(len, completion_ids))
+            self.lengths += map(len, completion_ids)
             self.earned += sum(earned)
         return earned
 

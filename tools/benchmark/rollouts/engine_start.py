@@ -1,6 +1,6 @@
-"""Times starts of one engine of a recipe, one after the other: a line of seconds each.
+"""Times the start of one engine of a recipe, until it answers; imports and Ray's own start are not in it.
 
-python -m benchmark.rollouts.engine_start RECIPE REPEATS OUT
+python -m benchmark.rollouts.engine_start RECIPE OUT
 """
 
 from __future__ import annotations
@@ -18,18 +18,16 @@ from megatron_cgrpo.rollout.ray_engine import start_engines
 
 
 def main() -> None:
-    recipe, repeats, out = load_recipe(Path(sys.argv[1]), []), int(sys.argv[2]), Path(sys.argv[3])
+    recipe, out = load_recipe(Path(sys.argv[1]), []), Path(sys.argv[2])
     assert recipe.model.path is not None  # a setting's recipe names its model
     spec = engine_spec(recipe, recipe.model.path, cuda=False)
     places = anywhere(1, spec.tensor_parallel, gpu=False)
-    seconds = []
     with ray_cluster(1):
-        for _ in range(repeats):
-            started = time.perf_counter()
-            pool = start_engines(spec, places)
-            seconds.append(time.perf_counter() - started)
-            asyncio.run(pool.shutdown())
-    out.write_text("".join(f"{value}\n" for value in seconds), encoding="utf-8")
+        started = time.perf_counter()
+        pool = start_engines(spec, places)
+        seconds = time.perf_counter() - started
+        asyncio.run(pool.shutdown())
+    out.write_text(f"{seconds}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

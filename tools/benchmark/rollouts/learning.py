@@ -6,12 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
-from benchmark.ratios import Spread, measured
-from benchmark.rollouts.bench import Bench, Section, spread
+from benchmark.ratios import Goal, Spread
+from benchmark.rollouts.bench import Bench, Section, Size, spread
 from benchmark.training_run import Steps, train
 
 RECIPE = Path(__file__).parents[3] / "examples" / "sandbox.yaml"
-OVERRIDES = ("evaluation.every=0", "checkpoint.every=0", "observe.live=false", "observe.rollouts=false")
+OVERRIDES = (
+    "evaluation.every=0",
+    "evaluation.final_samples=1",
+    "checkpoint.every=0",
+    "observe.live=false",
+    "observe.rollouts=false",
+)
+USUAL = ("train.prompts_per_step=16",)
 QUICK = (
     "task.train_problems=32",
     "task.test_problems=8",
@@ -23,32 +30,34 @@ QUICK = (
     "warm_start.steps=20",
     "train.prompts_per_step=4",
 )
-STEPS, WINDOW = 40, 5
+FULL, BRIEF = Size(repeats=5, steps=30), Size(repeats=2, steps=2)
+WINDOW = 5
 
 _GAP = "largest gap of the mean curves / range of the seeds"
 
 
 def measure(bench: Bench) -> Section:
-    """A repetition is a seed, with a base model and prompts of its own for both."""
-    runs = measured(
-        {f"staleness {k}": _trainer(bench, k) for k in (0, 1)},
-        bench.repeats,
-        lambda text: bench.say(f"learning: {text}"),
-    )
-    turns, at_once = (runs[f"staleness {k}"] for k in (0, 1))
+    """A repetition is a seed: an order of the problems and the samples of its own. Base model and problems are the same
+    in all of them."""
+    runs = bench.turns("learning", {f"staleness {k}": _trainer(bench, k) for k in (0, 1)})
+    curves = {name: [rewards(steps) for steps in own] for name, own in runs.items()}
+    turns, at_once = curves["staleness 0"], curves["staleness 1"]
     figures = {
-        f"mean reward of all steps, {name}": spread(own, lambda steps: mean(rewards(steps)))
+        f"mean reward of all steps, {name}": spread(own, lambda steps: steps.mean("reward.initial"))
         for name, own in runs.items()
     }
-    gap = largest_gap([rewards(steps) for steps in turns], [rewards(steps) for steps in at_once])
-    return Section(figures | {_GAP: Spread((gap,))}, {_GAP: "at most 1"}, {"window of steps": WINDOW})
+    figures["mean reward of all steps, staleness 1 - 0, of a seed"] = Spread(
+        tuple(mean(other) - mean(one) for one, other in zip(turns, at_once, strict=True))
+    )
+    figures[_GAP] = Spread((largest_gap(turns, at_once),))
+    return Section(figures, {_GAP: Goal(most=1)}, {"window of steps": WINDOW, "reward": curves})
 
 
 def _trainer(bench: Bench, staleness: int) -> Callable[[int], Steps]:
     def run(seed: int) -> Steps:
-        directory = bench.work / f"learning-{staleness}-{seed}"
-        overrides = [f"train.staleness={staleness}", f"seed={seed}", *OVERRIDES, *(QUICK if bench.quick else ())]
-        return train(RECIPE, directory, bench.steps if bench.quick else STEPS, overrides)
+        directory = bench.run_directory(f"learning-{staleness}", seed)
+        overrides = [f"train.staleness={staleness}", f"seed={seed}", *OVERRIDES, *(QUICK if bench.quick else USUAL)]
+        return train(RECIPE, directory, bench.size.steps, overrides)
 
     return run
 
@@ -59,11 +68,18 @@ def rewards(steps: Steps) -> list[float]:
 
 def largest_gap(one: list[list[float]], other: list[list[float]]) -> float:
     """Between the means over seeds of both sides' curves, in ranges of the first side's seeds, both averaged over
-    ``WINDOW`` steps: at most 1 where the second stays as close to the first as its seeds are to one another."""
+    ``WINDOW`` steps: at most 1 where the second stays as close to the first as its seeds are to one another.
+
+    Raises RuntimeError where the seeds do not differ, but the sides do.
+    """
     left, right = [windows(curve) for curve in one], [windows(curve) for curve in other]
     gaps = [abs(mean(a) - mean(b)) for a, b in zip(zip(*left, strict=True), zip(*right, strict=True), strict=True)]
     ranges = [max(at) - min(at) for at in zip(*left, strict=True)]
-    return max(gaps) / mean(ranges) if mean(ranges) else float("inf")
+    if max(gaps) == 0:
+        return 0.0
+    if mean(ranges) == 0:
+        raise RuntimeError("the seeds do not differ: measure more --repeats, each of which is one")
+    return max(gaps) / mean(ranges)
 
 
 def windows(curve: list[float]) -> list[float]:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from random import Random
 
 import torch
-from benchmark.ratios import Spread, ratio
-from benchmark.rollouts.bench import Bench, Section, spread, values
+from benchmark.ratios import Goal, Spread, ratio
+from benchmark.rollouts.bench import QUICK, Bench, Section, Size, spread, values
 from benchmark.rollouts.streaming import SETTING as LONG_TAILED
 from benchmark.setting import Setting
 
@@ -28,6 +28,8 @@ LAYOUTS = {
     "tp=2 with sequence parallelism": ParallelConfig(tp=2, sequence_parallel=True),
     "pp=2 vpp=2, micro-batches of one shape": ParallelConfig(pp=2, vpp=2),
 }
+FULL, BRIEF = Size(repeats=2, steps=4), QUICK
+
 _PADDING = "padding share, packed"
 
 
@@ -38,17 +40,16 @@ def measure(bench: Bench) -> Section:
     packed, padded = runs["packed"], runs["padded"]
     update = {name: values(own, lambda steps: steps.total("time.update")) for name, own in runs.items()}
     figures = {
-        _PADDING: spread(packed, lambda steps: steps.total("packing.padding") / len(steps.lines)),
-        "padding share, padded": spread(padded, lambda steps: steps.total("packing.padding") / len(steps.lines)),
-        "balance of the replicas, packed": spread(packed, lambda s: s.total("packing.balance") / len(s.lines)),
+        _PADDING: spread(packed, lambda steps: steps.mean("packing.padding")),
+        "padding share, padded": spread(padded, lambda steps: steps.mean("packing.padding")),
+        "balance of the replicas, packed": spread(packed, lambda steps: steps.mean("packing.balance")),
         "update time, packed / padded": ratio(update["packed"], update["padded"]),
     }
     for name, layout in LAYOUTS.items():
-        shares = [padding(lengths(setting, seed), setting, layout) for seed in range(bench.repeats)]
+        shares = [padding(lengths(setting, seed), setting, layout) for seed in range(bench.size.repeats)]
         figures[f"padding share of the schedule, {name}"] = Spread(tuple(shares))
-    goals = dict.fromkeys(
-        (name for name in figures if name.startswith("padding") and "padded" not in name), "below 0.05"
-    )
+    limited = [name for name in figures if name.startswith("padding") and "padded" not in name]
+    goals = dict.fromkeys(limited, Goal(most=0.05))
     return Section(figures, goals, {"micro-batch tokens": MICRO_BATCH_TOKENS})
 
 

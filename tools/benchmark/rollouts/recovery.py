@@ -6,99 +6,111 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
-from benchmark.ratios import Spread, measured, ratio
-from benchmark.rollouts.bench import Bench, Section, values
+from benchmark.markov import Tail
+from benchmark.ratios import Goal, Spread, ratio
+from benchmark.rollouts.bench import Bench, Section, Size, brief
 from benchmark.rollouts.streaming import SECTIONS, SETTING
-from benchmark.setting import Files
-from benchmark.training_run import METRICS, WARM_UP, Steps, run
+from benchmark.setting import Files, Setting
+from benchmark.training_run import WARM_UP, Steps, run
 
-from megatron_cgrpo.observe.metrics import read_metrics
 from megatron_cgrpo.observe.timeline import Span
+from megatron_cgrpo.rollout import journal
+
+FULL, BRIEF = Size(repeats=3, steps=16), Size(repeats=1, steps=40)
+"""So many steps that a new engine is there before the last of them."""
 
 CORE = "EngineCore"
 """What the title of vLLM's engine core contains."""
 
-_POLL_S = 0.1
-_INTO_THE_STEP_S = 0.5
-"""After a step's line, so that the next one is being collected."""
-
 _LOST = "time that a run loses / engine start-up"
 
 
-@dataclass
 class Killer:
-    """Kills one engine core of a run after its first counted step; ``at`` is when, in seconds of the epoch."""
+    """Kills one engine core of a run once its first counted step has a finished request, and so many in flight.
 
-    at: list[float] = field(default_factory=list)
+    ``at`` is when, in seconds of the epoch.
+    """
+
+    def __init__(self) -> None:
+        self.at: float | None = None
 
     def __call__(self, directory: Path, pid: int) -> None:
-        """Raises RuntimeError where the run ends before."""
-        while last_step(directory) <= WARM_UP:
-            if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                raise RuntimeError(f"{directory}: the run ended before its engine could be killed")
-            time.sleep(_POLL_S)
-        time.sleep(_INTO_THE_STEP_S)
-        self.at.append(time.time())
-        engine_cores(pid)[0].kill()
+        if self.at is None and in_flight(directory, WARM_UP + 1):
+            self.at = time.time()
+            engine_cores(pid)[0].kill()
 
 
 def measure(bench: Bench) -> Section:
-    setting = bench.setting(replace(SETTING, prompts=8))
+    setting = briefly(SETTING) if bench.quick else replace(SETTING, prompts=8)
     files = Files.write(bench.work / "recovery", setting)
-    killer = Killer()
-    recipe = bench.work / "recovery-killed-0.yaml"
-    sides: dict[str, Callable[[int], Steps]] = {
-        "undisturbed": bench.trainer("recovery-undisturbed", files, setting, SECTIONS, []),
-        "killed": bench.trainer("recovery-killed", files, setting, SECTIONS, [], killer),
+    undisturbed = bench.trainer("recovery-undisturbed", files, setting, SECTIONS, [])
+
+    def killed(repeat: int) -> dict[str, float]:
+        killer = Killer()
+        steps = bench.trainer("recovery-killed", files, setting, SECTIONS, [], killer)(repeat)
+        if killer.at is None:
+            raise RuntimeError("the run ended before its engine could be killed: measure more --steps")
+        return {"seconds": steps.seconds, "away": back_in_service(steps, killer.at) - killer.at}
+
+    sides: dict[str, Callable[[int], dict[str, float]]] = {
+        "undisturbed": lambda repeat: {"seconds": undisturbed(repeat).seconds},
+        "killed": killed,
+        "engine start-up": lambda repeat: {"seconds": start_up(bench.recipe("recovery-undisturbed", 0), bench.work)},
     }
-    runs = measured(sides, bench.repeats, lambda text: bench.say(f"recovery: {text}"))
-    bench.say(f"recovery: {bench.repeats} engine start-ups")
-    starts = start_ups(recipe, bench)
-    undisturbed, killed = (values(runs[name], lambda steps: steps.seconds) for name in ("undisturbed", "killed"))
-    away = [back_in_service(steps, at) - at for steps, at in zip(runs["killed"], killer.at, strict=True)]
+    found = bench.turns("recovery", sides)
+    seconds = {side: [each["seconds"] for each in own] for side, own in found.items()}
+    starts = seconds["engine start-up"]
+    lost = [with_kill - without for with_kill, without in zip(seconds["killed"], seconds["undisturbed"], strict=True)]
     figures = {
-        _LOST: ratio([k - u for k, u in zip(killed, undisturbed, strict=True)], starts),
-        "until the engine serves again / engine start-up": ratio(away, starts),
+        _LOST: ratio(lost, starts),
+        "until the engine serves again / engine start-up": ratio([each["away"] for each in found["killed"]], starts),
         "engine start-up, s": Spread(tuple(starts)),
+        "undisturbed steps, s": Spread(tuple(seconds["undisturbed"])),
     }
-    return Section(figures, {_LOST: "at most 1"})
+    return Section(figures, {_LOST: Goal(most=1)})
 
 
-def start_ups(recipe: Path, bench: Bench) -> list[float]:
-    """Seconds of each of ``repeats`` starts of one engine, until it answers; in a process of their own."""
-    out = bench.work / "start-ups"
+def briefly(full: Setting) -> Setting:
+    """Small, and with responses that are long enough for an engine to be killed at them."""
+    tail = Tail(short=16, long=64, of_long=0.2)
+    small = brief(full)
+    chain = replace(small.chain, response=tail, critique=tail)
+    return replace(small, chain=chain, max_response=128, max_critique=128)
+
+
+def start_up(recipe: Path, work: Path) -> float:
+    """Seconds that one engine takes to start, with nothing beside it."""
+    out = work / "start-up"
     paths = os.pathsep.join(str(path) for path in (Path(__file__).parents[3], Path(__file__).parents[2]))
-    command = [sys.executable, "-m", "benchmark.rollouts.engine_start", str(recipe), str(bench.repeats), str(out)]
+    command = [sys.executable, "-m", "benchmark.rollouts.engine_start", str(recipe), str(out)]
     run(command, {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"})
-    return [float(line) for line in out.read_text(encoding="utf-8").split()]
+    return float(out.read_text(encoding="utf-8"))
+
+
+def in_flight(directory: Path, step: int) -> bool:
+    """The journal has a finished request of ``step``, and is gone once a checkpoint covers the step."""
+    path = directory / journal.DIRECTORY / f"step_{step:06d}.jsonl"
+    return path.is_file() and path.stat().st_size > 0
 
 
 def back_in_service(steps: Steps, killed_at: float) -> float:
-    """When the killed engine began a request that it finished, in seconds of the epoch.
+    """When the killed engine, the one whose requests found no end, began one that it finished; seconds of the epoch.
 
-    Raises RuntimeError where it never did.
+    Raises RuntimeError where there is no such engine, and where it never did.
     """
-    spans = [span for timeline in steps.timelines for span in timeline.spans if span.track.startswith("engine ")]
-    dead = {span.track for span in spans if lost_by(span, killed_at)}
-    later = [s.start for s in spans if s.track in dead and s.start > killed_at * 1e6 and "failed" not in s.args]
+    moment = killed_at * 1e6
+    requests = [request for collected in steps.collections for request in collected.requests]
+    dead = {request.track for request in requests if _failed(request) and request.end >= moment}
+    if len(dead) != 1:
+        raise RuntimeError(f"one engine was to fail, and those that did are {sorted(dead)}: measure again")
+    later = [each.start for each in requests if each.track in dead and each.start > moment and not _failed(each)]
     if not later:
         raise RuntimeError("the killed engine served no request in a counted step: measure more --steps")
     return min(later) / 1e6
-
-
-def lost_by(span: Span, killed_at: float) -> bool:
-    """A request that was in flight then and found no end."""
-    return "failed" in span.args and span.start <= killed_at * 1e6 <= span.end
-
-
-def last_step(directory: Path) -> int:
-    path = directory / METRICS
-    lines = read_metrics(path) if path.is_file() else []
-    return int(lines[-1]["step"]) if lines else -1
 
 
 def engine_cores(pid: int) -> list[psutil.Process]:
@@ -110,3 +122,7 @@ def engine_cores(pid: int) -> list[psutil.Process]:
         except psutil.Error:  # it has just ended
             continue
     return found
+
+
+def _failed(request: Span) -> bool:
+    return "failed" in request.args
