@@ -18,7 +18,7 @@ FIND_STUBS := $(if $(findstring cpu,$(EXTRAS)),--find-links $(STUBS))
 env: $(STAMP)
 
 $(STAMP): setup.py tools/environment/constraints.txt tools/environment/stub_wheels.py
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)  # pip comes last: an interrupted one is made again
 	$(BIN)/python tools/environment/stub_wheels.py $(STUBS)
 	$(BIN)/pip install --quiet $(FIND_STUBS) -c tools/environment/constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
