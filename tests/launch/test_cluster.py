@@ -18,6 +18,9 @@ from megatron_cgrpo.launch import cluster
 from megatron_cgrpo.launch.cluster import ClusterNotStarted, check_capacity, ray_cluster
 
 
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # its actors cannot import a test
+
+
 class Idle:
     """Somebody else's actor."""
 

@@ -49,7 +49,8 @@ def spec(model_dir: Path) -> EngineSpec:
 # By module, so that no Ray is left in the process when tests of another folder start their own.
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    # A cluster of its own, also where somebody else has left one on this machine.
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

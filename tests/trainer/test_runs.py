@@ -49,7 +49,7 @@ def begun_early(run: Run) -> int:
     timelines = map(trace_files.read_timeline, trace_files.step_files(run.directory / trace_files.DIRECTORY).values())
     spans = [span for timeline in timelines for span in timeline.spans if "step" in span.args and not span.open]
     early = refinements = 0
-    for step in {span.args["step"] for span in spans}:
+    for step in {span.args["step"] for span in spans if span.name == "generate"}:
         last = max(span.end for span in spans if span.args["step"] == step and span.name == "generate")
         begun = [span.start for span in spans if span.args["step"] == step and span.name == "refine"]
         refinements += len(begun)
