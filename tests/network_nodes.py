@@ -45,9 +45,9 @@ def network_nodes(monkeypatch: pytest.MonkeyPatch, count: int) -> Iterator[list[
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         cluster = Cluster(initialize_head=True, head_node_args=head | {"node_ip_address": f"{NETWORK}.1"})
         stack.callback(cluster.shutdown)
-        for namespace in connected:
+        for number, namespace in enumerate(connected, start=1):
             _start_node(stack, namespace, str(cluster.address))
-        _wait_for_nodes(cluster, 1 + count)
+            _wait_for_nodes(cluster, 1 + number)  # two that start at once take the same paths in Ray's session folder
         monkeypatch.setenv("RAY_ADDRESS", str(cluster.address))
         yield connected
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from megatron_cgrpo.config.rollout import StagesConfig
 from megatron_cgrpo.launch.placement import Place
+from megatron_cgrpo.launch.process import ActorProcess, own_process
 from megatron_cgrpo.launch.waiting import Poll, results, undisturbed
 from megatron_cgrpo.observe.trace import Trace
 from megatron_cgrpo.rollout.engine_spec import EngineSpec, engine_environment
@@ -39,8 +40,9 @@ RESTART_POLL_S = 0.5
 class RayEngine:
     """The driver's view of one engine actor; Ray's errors become ours."""
 
-    def __init__(self, handle: ActorHandle) -> None:
-        self.handle = handle
+    def __init__(self, handle: ActorHandle, process: ActorProcess) -> None:
+        """``process`` is the one that was last seen to be ready."""
+        self.handle, self._process = handle, process
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         """Who gives up waiting makes the engine stop generating too."""
@@ -61,6 +63,7 @@ class RayEngine:
         while True:
             try:
                 await self.handle.ready.remote()
+                self._process = await self.handle.__ray_call__.remote(own_process)
             except ActorUnavailableError:  # Ray is restarting it
                 await asyncio.sleep(RESTART_POLL_S)
             except (RayActorError, RayTaskError) as error:
@@ -70,14 +73,19 @@ class RayEngine:
 
     async def restart(self) -> None:
         """Returns when the old process has ended: until then it would answer ``ready``, or say that it is dead."""
-        ray.kill(self.handle, no_restart=False)
+        self._process.kill()
         with contextlib.suppress(RayActorError, TimeoutError):
             await asyncio.wait_for(self.handle.until_ended.remote(), END_GRACE_S)
 
     async def shutdown(self) -> None:
         # The engine core is a child process: let the actor end it, then make sure of the actor itself.
-        with contextlib.suppress(EngineDied, TimeoutError):
+        try:
             await asyncio.wait_for(self._call("shutdown"), SHUTDOWN_GRACE_S)
+        except EngineDied:
+            pass
+        except TimeoutError:  # frozen, or not started yet
+            with contextlib.suppress(RayError, TimeoutError):
+                await asyncio.wait_for(self._process.kill(), END_GRACE_S)
         ray.kill(self.handle)
 
     async def _call(self, method: str, *args: Any) -> Any:
@@ -110,6 +118,7 @@ def start_engines(
     handles = [_start(spec, place) for place in places]
     try:
         results([handle.ready.remote() for handle in handles], spec.start_timeout_s, poll)
+        processes = results([handle.__ray_call__.remote(own_process) for handle in handles], spec.start_timeout_s, poll)
     except GetTimeoutError as error:
         _kill(handles)
         raise EngineStartError(
@@ -122,7 +131,7 @@ def start_engines(
     except BaseException:
         _kill(handles)
         raise
-    engines = [RayEngine(handle) for handle in handles]
+    engines = [RayEngine(handle, process) for handle, process in zip(handles, processes, strict=True)]
     return EnginePool(
         engines,
         spec.progress_timeout_s,

@@ -17,7 +17,6 @@ from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.launch import cluster
 from megatron_cgrpo.launch.cluster import ClusterNotStarted, check_capacity, ray_cluster
 
-
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # its actors cannot import a test
 
 

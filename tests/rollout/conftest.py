@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from tiny_qwen3 import CHARACTERS, tiny_qwen3
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -44,15 +42,6 @@ def spec(model_dir: Path) -> EngineSpec:
         kv_cache_mib=64,
     )
     return engine_spec(Recipe(rollout=rollout), model_dir, cuda=False)
-
-
-# By module, so that no Ray is left in the process when tests of another folder start their own.
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    # A cluster of its own, also where somebody else has left one on this machine.
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def titled(processes: Iterable[psutil.Process], title: str) -> list[psutil.Proce
 
 
 def check_gone(run: Run, *titles: str) -> None:
-    """The cluster may go on, the run's processes do not; one that is frozen takes Ray some seconds to end."""
+    """The cluster may go on, the run's processes do not."""
     deadline = time.monotonic() + 60
     while left := [process for title in titles for process in titled(run.session(), title)]:
         assert time.monotonic() < deadline, left

@@ -148,7 +148,16 @@ def last_step(directory: Path) -> int | None:
 
 
 def _end(mark: str) -> None:
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):  # it has just ended, or is not ours
-            if process.environ().get(MARK) == mark:
+    """Kills the run's processes, and those that they begin meanwhile, until there are none."""
+    while marked := [process for process in psutil.process_iter() if _has(process, mark)]:
+        for process in marked:
+            with suppress(psutil.NoSuchProcess):  # it has just ended
                 process.kill()
+        psutil.wait_procs(marked, timeout=_POLL_S)
+
+
+def _has(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark
+    except psutil.Error:  # it has just ended, or is not ours
+        return False
