@@ -50,7 +50,6 @@ def _results(summary: Summary) -> Table:
         table.add_row(_readable(name), _share(summary.get(f"base.{name}")), _share(summary[key]))
     table.add_section()
     table.add_row("questions refined", "", _share(summary["refinement.questions_refined"]))
-    table.add_row("misconceptions repaired", "", _share(summary["misconceptions.repaired"]))
     for family, unit in (("seconds.", "s"), ("tokens.", "")):
         table.add_section()
         for key in sorted(key for key in summary if key.startswith(family)):

@@ -88,7 +88,6 @@ def test_the_summary_is_a_flat_file_and_a_table(tmp_path: Path) -> None:
     cells = [[word for word in row if word not in "│┃"] for row in rows]
     assert ["Pass@1", "44.0%", "76.6%"] in cells
     assert ["Pass@8", "55.3%", "90.0%"] in cells
-    assert ["misconceptions", "repaired", "-"] in cells
     assert ["seconds:", "generate", "61.2", "s"] in cells
     assert ["tokens:", "rollout", "1,234,567"] in cells
 
