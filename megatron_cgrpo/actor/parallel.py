@@ -12,6 +12,13 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_cgrpo.config.parallel import ParallelConfig
 
+MEETING_TIMEOUT = timedelta(minutes=30)
+"""For all ranks to have found the store."""
+
+COLLECTIVE_TIMEOUT = timedelta(days=7)
+"""Out of the way: whether ranks get on is for the driver to say (``train.progress_timeout_s``), and a rank that gave up
+by itself before would look like a failed one."""
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -45,7 +52,6 @@ class ParallelState:
         rank: int,
         endpoint: Endpoint,
         seed: int,
-        timeout: timedelta = timedelta(minutes=30),
     ) -> ParallelState:
         """Joins the world (NCCL with CUDA, gloo without) and builds Megatron's groups; collective over all ranks.
 
@@ -57,15 +63,16 @@ class ParallelState:
             torch.cuda.set_device(rank % torch.cuda.device_count())
         dist.init_process_group(
             "nccl" if cuda else "gloo",
-            store=dist.TCPStore(endpoint.address, endpoint.port, is_master=False, timeout=timeout),
+            store=dist.TCPStore(endpoint.address, endpoint.port, is_master=False, timeout=MEETING_TIMEOUT),
             rank=rank,
             world_size=config.world_size,
-            timeout=timeout,
+            timeout=COLLECTIVE_TIMEOUT,
         )
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=config.tp,
             pipeline_model_parallel_size=config.pp,
             virtual_pipeline_model_parallel_size=config.vpp,
+            distributed_timeout_minutes=int(COLLECTIVE_TIMEOUT / timedelta(minutes=1)),
         )
         torch.manual_seed(seed)
         model_parallel_cuda_manual_seed(seed, force_reset_rng=True)

@@ -14,7 +14,7 @@ class TrainConfig(Section):
     ``micro_batch_tokens`` bounds the tokens packed into one micro-batch (never less than one sequence).
     ``packed: false`` pads the rows of a micro-batch instead. ``compute_of`` names the directory of a finished run:
     training ends with the first step at which it has cost as much compute as that one, at ``steps`` at the latest.
-    ``staleness`` is by how many updates what a step trains on may be older than its policy: 0 samples and trains in
+    ``staleness`` is by how many steps what a step trains on may be older than its policy: 0 samples and trains in
     turns, 1 samples a step while the one before it is trained, and so on.
     """
 
@@ -27,7 +27,9 @@ class TrainConfig(Section):
     packed: bool = True
     threads: int = Field(1, ge=1, description="OpenMP threads of a CPU trainer rank")
     progress_timeout_s: float | None = Field(
-        3600.0, gt=0, description="trainer ranks that finish no update, push or save for so long are stuck; null: never"
+        3600.0,
+        gt=0,
+        description="trainer ranks that finish no update, push or save in it are stuck; null: a week",
     )
 
 

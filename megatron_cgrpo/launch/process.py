@@ -5,40 +5,33 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import dataclass
+import os
+import signal
+from typing import Any
 
-import psutil
 import ray
+from ray._private.state import actors
+from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
-@dataclass(frozen=True)
-class ActorProcess:
-    """``created`` is when it began, in seconds since the epoch: the number of one that has ended is given to others."""
+def kill_process(handle: ActorHandle) -> Any:
+    """Has the actor's present process killed on its node, frozen or not; None where Ray knows of none.
 
-    node_id: str
-    pid: int
-    created: float
-
-    def kill(self) -> ray.ObjectRef[None]:
-        """Has it killed on its node, frozen or not; returns the call that does so, which fails where the node is lost.
-
-        Ray hears of it as of any process that died.
-        """
-        on_its_node = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
-        call: ray.ObjectRef[None] = ray.remote(_kill).options(num_cpus=0, scheduling_strategy=on_its_node).remote(self)
-        return call
+    Returns the call that does so (Ray's object reference): whether there still was one. It fails where the node is
+    lost. Ray hears of it as of any process that died.
+    """
+    # Asked of the cluster's table each time: a process may have been replaced without anybody hearing of it.
+    found = actors(handle._actor_id.hex())
+    if not found or found["State"] != "ALIVE":
+        return None
+    on_its_node = NodeAffinitySchedulingStrategy(found["Address"]["NodeID"], soft=False)
+    return ray.remote(_kill).options(num_cpus=0, scheduling_strategy=on_its_node).remote(found["Pid"])
 
 
-def own_process(_actor: object) -> ActorProcess:
-    """For ``handle.__ray_call__``: the process of the actor, when it has started."""
-    process = psutil.Process()
-    return ActorProcess(ray.get_runtime_context().get_node_id(), process.pid, process.create_time())
-
-
-def _kill(process: ActorProcess) -> None:
-    with suppress(psutil.NoSuchProcess):
-        found = psutil.Process(process.pid)
-        if found.create_time() == process.created:
-            found.kill()
+def _kill(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True

@@ -163,7 +163,11 @@ class EnginePool:
                 slot.state = State.EMPTY
 
     async def shutdown(self) -> None:
-        await asyncio.gather(*(slot.engine.shutdown() for slot in self._slots))
+        """Whatever one engine raises, the others are shut down too."""
+        outcomes = await asyncio.gather(*(slot.engine.shutdown() for slot in self._slots), return_exceptions=True)
+        for slot, outcome in zip(self._slots, outcomes, strict=True):
+            if outcome is not None:
+                logger.warning("%s did not shut down cleanly: %s", slot.track, outcome)
 
     @property
     def _running(self) -> list[Slot]:

@@ -14,8 +14,8 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
 from megatron_cgrpo.config.rollout import StagesConfig
 from megatron_cgrpo.launch.placement import Place
-from megatron_cgrpo.launch.process import ActorProcess, own_process
-from megatron_cgrpo.launch.waiting import Poll, results, undisturbed
+from megatron_cgrpo.launch.process import kill_process
+from megatron_cgrpo.launch.waiting import Poll, first_line, results, undisturbed
 from megatron_cgrpo.observe.trace import Trace
 from megatron_cgrpo.rollout.engine_spec import EngineSpec, engine_environment
 from megatron_cgrpo.rollout.pool import EnginePool
@@ -32,17 +32,14 @@ MAX_CALLS = 1 << 16
 """Calls in flight to one engine: every sample is one. vLLM queues requests itself, so Ray must not hold any back."""
 
 SHUTDOWN_GRACE_S = 10.0
-END_GRACE_S = 30.0
-"""A process that is stopped takes some seconds to be killed."""
 RESTART_POLL_S = 0.5
 
 
 class RayEngine:
     """The driver's view of one engine actor; Ray's errors become ours."""
 
-    def __init__(self, handle: ActorHandle, process: ActorProcess) -> None:
-        """``process`` is the one that was last seen to be ready."""
-        self.handle, self._process = handle, process
+    def __init__(self, handle: ActorHandle) -> None:
+        self.handle = handle
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         """Who gives up waiting makes the engine stop generating too."""
@@ -63,19 +60,21 @@ class RayEngine:
         while True:
             try:
                 await self.handle.ready.remote()
-                self._process = await self.handle.__ray_call__.remote(own_process)
             except ActorUnavailableError:  # Ray is restarting it
                 await asyncio.sleep(RESTART_POLL_S)
-            except (RayActorError, RayTaskError) as error:
+            except RayError as error:
                 raise EngineStartError(f"an engine did not start: {root_cause(error)}") from error
             else:
                 return
 
     async def restart(self) -> None:
         """Returns when the old process has ended: until then it would answer ``ready``, or say that it is dead."""
-        self._process.kill()
-        with contextlib.suppress(RayActorError, TimeoutError):
-            await asyncio.wait_for(self.handle.until_ended.remote(), END_GRACE_S)
+        if (killing := kill_process(self.handle)) is None:
+            return
+        ended = self.handle.until_ended.remote()  # asked of the old process: a new one takes its time
+        with contextlib.suppress(RayError):  # its node is lost, or the process ended
+            if await killing:
+                await ended
 
     async def shutdown(self) -> None:
         # The engine core is a child process: let the actor end it, then make sure of the actor itself.
@@ -85,7 +84,8 @@ class RayEngine:
             pass
         except TimeoutError:  # frozen, or not started yet
             with contextlib.suppress(RayError, TimeoutError):
-                await asyncio.wait_for(self._process.kill(), END_GRACE_S)
+                if (killing := kill_process(self.handle)) is not None:
+                    await asyncio.wait_for(killing, SHUTDOWN_GRACE_S)
         ray.kill(self.handle)
 
     async def _call(self, method: str, *args: Any) -> Any:
@@ -95,11 +95,15 @@ class RayEngine:
         except asyncio.CancelledError:
             ray.cancel(reply)
             raise
+        except ActorUnavailableError as error:  # Ray is restarting it, or does not reach what may still run
+            raise EngineDied(f"the engine cannot be reached: {first_line(error)}") from error
         except RayActorError as error:
             raise ProcessEnded(f"the engine's process died: {error}") from error
         except RayTaskError as error:
             # Ray derives its error from the remote exception's class; callers want the exception itself.
             raise error.cause from error
+        except RayError as error:
+            raise EngineDied(f"what the engine replied is lost: {first_line(error)}") from error
 
 
 def start_engines(
@@ -118,7 +122,6 @@ def start_engines(
     handles = [_start(spec, place) for place in places]
     try:
         results([handle.ready.remote() for handle in handles], spec.start_timeout_s, poll)
-        processes = results([handle.__ray_call__.remote(own_process) for handle in handles], spec.start_timeout_s, poll)
     except GetTimeoutError as error:
         _kill(handles)
         raise EngineStartError(
@@ -131,7 +134,7 @@ def start_engines(
     except BaseException:
         _kill(handles)
         raise
-    engines = [RayEngine(handle, process) for handle, process in zip(handles, processes, strict=True)]
+    engines = [RayEngine(handle) for handle in handles]
     return EnginePool(
         engines,
         spec.progress_timeout_s,

@@ -7,8 +7,9 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from megatron_cgrpo.launch.waiting import first_line
 from megatron_cgrpo.rollout.protocol import EngineDied
 
 
@@ -59,3 +60,5 @@ class WeightClient:
         except RayTaskError as error:
             # Ray derives its error from the remote exception's class; callers want the exception itself.
             raise error.cause from error
+        except RayError as error:
+            raise EngineDied(f"what an engine replied to {method} is lost: {first_line(error)}") from error

@@ -9,7 +9,7 @@ from megatron_cgrpo.types import Group
 
 
 def staleness_metrics(step: int, groups: Sequence[Group]) -> dict[str, float]:
-    """By how many updates the policy of ``step`` is newer than what sampled the texts of ``groups`` that may train.
+    """By how many steps the policy of ``step`` is newer than what sampled the texts of ``groups`` that may train.
 
     ``staleness.mean`` is over their tokens, ``.max`` the oldest token's; ``.samples_mixed`` and ``.tokens_mixed`` are
     the shares of what was sampled over several versions of the weights, because they were updated in flight. Nothing

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -33,11 +35,19 @@ LAST_CHECKPOINT = "last_checkpoint"
 """Its step, beside the checkpoints: so that those that are gone are told from those that a full disk did not take."""
 CONFIG = "config.yaml"
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+PATIENCE_S = 600.0
+"""Others may fill a shared disk for a while, and the next step needs the line of this one."""
+POLL_S = 1.0
+
+T = TypeVar("T")
+
 
 class Record:
     """Opens the run directory; with ``resume``, back at its last complete checkpoint (or at the start without one).
 
-    A method that writes raises RunError where the disk does not take it, with the file and the remedy.
+    A method that writes waits on a full disk up to ``PATIENCE_S`` seconds for space, and raises RunError where the disk
+    does not take it, with the file and the remedy.
     """
 
     def __init__(self, recipe: Recipe, display: Display, *, resume: bool) -> None:
@@ -53,12 +63,13 @@ class Record:
             check_same(recipe, self._earlier_recipe())
             self._check_steps()
             self._check_metrics()
-        with self._disk():
-            write_text(self.directory / CONFIG, dump_recipe(recipe))
-            self._log, self._prompts = MetricsLog(self.directory / METRICS), StepLog(self.directory / PROMPTS)
-            for log in (self._log, self._prompts):
-                log.truncate_after(self.last_step if self.manifest else -1)
-            self._sinks: list[Sink] = open_sinks(recipe, self.last_step + 1)
+        self._on_disk(lambda: write_text(self.directory / CONFIG, dump_recipe(recipe)))
+        self._log = self._on_disk(lambda: MetricsLog(self.directory / METRICS))
+        self._prompts = self._on_disk(lambda: StepLog(self.directory / PROMPTS))
+        kept = self.last_step if self.manifest else -1
+        for log in (self._log, self._prompts):
+            self._on_disk(partial(log.truncate_after, kept))
+        self._sinks: list[Sink] = self._on_disk(lambda: open_sinks(recipe, self.last_step + 1))
 
     def __enter__(self) -> Self:
         return self
@@ -93,6 +104,7 @@ class Record:
             "model": self._model.fingerprint,
             "critic": self._model.critic,
             "parallel": self._recipe.parallel.model_dump(mode="json"),
+            "train": self._recipe.train.model_dump(mode="json"),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         }
 
@@ -114,8 +126,7 @@ class Record:
 
     def prompts(self, step: int, groups: Sequence[Group], replaced: Sequence[Group]) -> None:
         """Before the step's metrics, so that no trained step lacks its prompts."""
-        with self._disk():
-            self._prompts.write(prompt_line(step, groups, replaced))
+        self._on_disk(lambda: self._prompts.write(prompt_line(step, groups, replaced)))
 
     def rollouts(
         self,
@@ -125,8 +136,7 @@ class Record:
         details: Sequence[GroupDetails],
     ) -> None:
         if self._recipe.observe.rollouts:
-            with self._disk():
-                write_rollouts(self.directory / "rollouts", step, groups, advantages, details)
+            self._on_disk(lambda: write_rollouts(self.directory / "rollouts", step, groups, advantages, details))
 
     def save_checkpoint(self, step: int, sampler: SamplerState, write_policy: Callable[[Path], None]) -> None:
         """Where the disk does not take it, the run goes on without, and ``last_saved`` tells."""
@@ -136,8 +146,7 @@ class Record:
             logger.warning("step %d: no checkpoint: %s; step %d stays the last one saved", step, error, self.last_saved)
         else:
             self.last_saved = step
-            with self._disk():
-                write_text(self.directory / LAST_CHECKPOINT, f"{step}\n")
+            self._on_disk(lambda: write_text(self.directory / LAST_CHECKPOINT, f"{step}\n"))
 
     @property
     def _model(self) -> BaseModel:
@@ -172,17 +181,24 @@ class Record:
             )
 
     def _write(self, metrics: Metrics) -> None:
-        with self._disk():
-            self._log.write(metrics)
-            for sink in self._sinks:
-                sink.write(metrics)
+        for log in (self._log, *self._sinks):
+            self._on_disk(partial(log.write, metrics))
 
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RunError(
-                f"{error.filename or self.directory}: {error.strerror}: free space or mend the disk, then go on from "
-                f"step {self.last_saved} with --resume"
-            ) from error
+    def _on_disk(self, write: Callable[[], T]) -> T:
+        """What ``write`` returns, which may be called again where it failed."""
+        deadline = time.monotonic() + PATIENCE_S
+        waiting = False
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                path = error.filename or self.directory
+                if error.errno not in FULL or time.monotonic() >= deadline:
+                    raise RunError(
+                        f"{path}: {error.strerror}: free space or mend the disk, then go on from step "
+                        f"{self.last_saved} with --resume"
+                    ) from error
+                if not waiting:
+                    logger.warning("%s: %s: waiting up to %g s for space", path, error.strerror, PATIENCE_S)
+                waiting = True
+            time.sleep(POLL_S)

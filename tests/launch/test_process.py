@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 
 import psutil
 import pytest
 import ray
 
-from megatron_cgrpo.launch.process import ActorProcess, own_process
+from megatron_cgrpo.launch import process
+from megatron_cgrpo.launch.process import kill_process
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # its actors cannot import a test
 
@@ -26,36 +25,40 @@ class Actor:
         return os.getpid()
 
 
-def until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_a_frozen_process_is_killed_and_started_again(cluster: None) -> None:
-    handle = ray.remote(Actor).options(num_cpus=0, max_restarts=1).remote()
-    process = ray.get(handle.__ray_call__.remote(own_process))
-    assert process.pid == ray.get(handle.pid.remote())
-    os.kill(process.pid, signal.SIGSTOP)
+    handle = ray.remote(Actor).options(num_cpus=0, max_restarts=2).remote()
+    frozen = ray.get(handle.pid.remote())
+    os.kill(frozen, signal.SIGSTOP)
     time.sleep(FROZEN_S)
-    ray.get(process.kill(), timeout=60)
-    until(lambda: not psutil.pid_exists(process.pid) or psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
-    again = ray.get(handle.__ray_call__.options(max_task_retries=-1).remote(own_process), timeout=60)
-    assert again.pid != process.pid and again.node_id == process.node_id
-    ray.get(process.kill(), timeout=60)  # it has ended: nothing happens
-    assert ray.get(handle.pid.remote()) == again.pid
-    ray.kill(handle)
+    assert ray.get(kill_process(handle), timeout=60) is True
+    again = ray.get(handle.pid.options(max_task_retries=-1).remote(), timeout=60)
+    assert again != frozen
+    assert not psutil.pid_exists(frozen) or psutil.Process(frozen).status() == psutil.STATUS_ZOMBIE
+    os.kill(again, signal.SIGKILL)  # replaced without anybody saying so
+    third = ray.get(handle.pid.options(max_task_retries=-1).remote(), timeout=60)
+    os.kill(third, signal.SIGSTOP)
+    assert ray.get(kill_process(handle), timeout=60) is True
+    with pytest.raises(ray.exceptions.RayActorError):  # that was its last restart
+        ray.get(handle.pid.options(max_task_retries=-1).remote(), timeout=60)
+    assert kill_process(handle) is None
 
 
-def test_a_later_process_of_the_same_number_is_left_alone(cluster: None) -> None:
+def test_a_process_that_is_gone_and_a_node_that_is_lost(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     handle = ray.remote(Actor).options(num_cpus=0).remote()
-    process = ray.get(handle.__ray_call__.remote(own_process))
-    ray.get(dataclasses.replace(process, created=process.created - 1).kill(), timeout=60)
-    assert ray.get(handle.pid.remote()) == process.pid
-    ray.kill(handle)
+    assert ray.get(handle.pid.remote())
+    [node] = ray.nodes()
+    gone = psutil.Popen([sys.executable, "-c", ""])
+    gone.wait()
 
+    def told(state: str, node_id: str) -> None:
+        found = {"State": state, "Pid": gone.pid, "Address": {"NodeID": node_id}}
+        monkeypatch.setattr(process, "actors", lambda _: found)
 
-def test_on_a_lost_node_the_call_fails(cluster: None) -> None:
+    told("ALIVE", node["NodeID"])
+    assert ray.get(kill_process(handle), timeout=60) is False
+    told("RESTARTING", node["NodeID"])
+    assert kill_process(handle) is None
+    told("ALIVE", "0" * 56)
     with pytest.raises(ray.exceptions.RayError):
-        ray.get(ActorProcess("0" * 56, os.getpid(), 0.0).kill(), timeout=60)
+        ray.get(kill_process(handle), timeout=60)
+    ray.kill(handle)

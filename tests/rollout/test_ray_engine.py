@@ -12,7 +12,6 @@ import pytest
 import ray
 from ray.actor import ActorHandle
 
-from megatron_cgrpo.launch.process import own_process
 from megatron_cgrpo.rollout.pool import EnginePool
 from megatron_cgrpo.rollout.protocol import EngineDied, EngineNotReady, EngineStartError, GenerateRequest, ProcessEnded
 from megatron_cgrpo.rollout.ray_engine import RayEngine
@@ -63,10 +62,6 @@ def start(fails: str = "") -> ActorHandle:
     return ray.remote(Actor).options(num_cpus=0, max_concurrency=100).remote(fails)
 
 
-def engine_of(handle: ActorHandle) -> RayEngine:
-    return RayEngine(handle, ray.get(handle.__ray_call__.remote(own_process)))
-
-
 async def until(handle: ActorHandle, counts: tuple[int, int]) -> None:
     async with asyncio.timeout(60):
         while tuple(await handle.counts.remote()) != counts:
@@ -76,7 +71,7 @@ async def until(handle: ActorHandle, counts: tuple[int, int]) -> None:
 def test_what_nobody_waits_for_any_more_is_not_generated(cluster: None) -> None:
     async def run() -> None:
         handle = start()
-        engine = engine_of(handle)
+        engine = RayEngine(handle)
         calls = [asyncio.create_task(engine.generate(REQUEST)) for _ in range(5)]
         await until(handle, (5, 0))
         for call in calls[:3]:
@@ -93,9 +88,9 @@ def test_what_nobody_waits_for_any_more_is_not_generated(cluster: None) -> None:
 
 def test_remote_errors_are_ours(cluster: None) -> None:
     with pytest.raises(EngineNotReady, match="push first"):
-        asyncio.run(engine_of(start("not ready")).generate(REQUEST))
+        asyncio.run(RayEngine(start("not ready")).generate(REQUEST))
     with pytest.raises(ProcessEnded, match="the engine's process died"):
-        asyncio.run(engine_of(start("dies")).generate(REQUEST))
+        asyncio.run(RayEngine(start("dies")).generate(REQUEST))
 
 
 def test_a_process_that_ended_takes_one_restart_and_one_that_hangs_another(cluster: None) -> None:
@@ -103,7 +98,7 @@ def test_a_process_that_ended_takes_one_restart_and_one_that_hangs_another(clust
 
     async def run() -> None:
         handle = ray.remote(Starting).options(num_cpus=0, max_restarts=3, max_concurrency=100).remote()
-        engine = engine_of(handle)
+        engine = RayEngine(handle)
         pool = EnginePool([engine], progress_timeout_s=START_S / 2, start_timeout_s=60)
         await engine.ready()
         first = await handle.process.remote()

@@ -35,13 +35,12 @@ SEED = int(os.environ.get("MCGRPO_CHAOS_SEED", "0"))
 STALENESS = 1
 RESPONSE_TOKENS = 12
 """Too few for some problems: their samples would go on, and their end is not waited for."""
-LEFT_BYTES = 1 << 20
-"""Less than a checkpoint needs, more than the lines and dumps of the steps until one is due."""
+RESTART, BACK = "; restart ", " runs again"
 SAID = {
     "engine": "is out of service",
-    "trainer": "; restart ",
-    "node": "; restart ",
-    "disk": "no checkpoint:",
+    "trainer": RESTART,
+    "node": RESTART,
+    "disk": "waiting up to",
 }
 """What the log says of a fault, by its first word; that the critics' server is down is in a step's line."""
 OUTAGE = ("critique.failed.server_down", "critique.failed.unreachable")
@@ -115,10 +114,13 @@ class Target:
         The server stays down until a step's line has shown it: a restart may take that line back later on, and what the
         server answers when the step is made again is no failure.
         """
-        before = self._signs(fault)
+        before, back, restarts = self._signs(fault), self.log.text.count(BACK), self.log.text.count(RESTART)
         mend = self._inject(fault)
         self.until(f"it has felt: {fault}", lambda: self._signs(fault) > before)
         mend()
+        if fault.startswith("engine"):
+            self.until(f"an engine is back after: {fault}", lambda: self.log.text.count(BACK) > back)
+            assert self.log.text.count(RESTART) == restarts, "the run was restarted for an engine"
 
     def answer(self, body: dict[str, Any], number: int) -> Answer:
         return says(CRITIQUE) if self.server_is_up else Answer()
@@ -147,7 +149,7 @@ class Target:
             case ["node", "lost"]:
                 self.nodes.lose(self.nodes.of(self._rank()))
             case ["disk", "full"]:
-                return fill(self.disk, LEFT_BYTES).unlink
+                return fill(self.disk).unlink
             case ["critic", "server", "down"]:
                 self.server_is_up = False
                 return self._start_server
@@ -232,6 +234,6 @@ def chaos(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, rng: Rando
             try:
                 yield target
             finally:
-                if run.process.poll() is None:
-                    run.process.kill()
+                for process in run.session():  # also what a lost node left behind
+                    process.kill()
                 run.process.wait()

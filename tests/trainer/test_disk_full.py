@@ -79,7 +79,27 @@ def test_a_checkpoint_that_ends_half_way_leaves_the_old_one_and_no_rest(record: 
     assert read_manifest(checkpoint).step == 1
 
 
-def test_a_line_that_cannot_be_written_ends_the_run_with_the_remedy(record: Record, disk: Path) -> None:
+def test_a_line_waits_for_space(
+    record: Record, disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filler = fill(disk)
+
+    def make_room(_: float) -> None:
+        filler.unlink(missing_ok=True)
+
+    monkeypatch.setattr(time, "sleep", make_room)  # that it waits, and for how long, says the log
+    with caplog.at_level(logging.WARNING):
+        for step in range(1, 1000):
+            record.step({"step": step})
+    [message] = [entry.getMessage() for entry in caplog.records]
+    assert message.endswith("metrics.jsonl: No space left on device: waiting up to 600 s for space")
+    assert [line["step"] for line in record.metrics()] == list(range(1, 1000))
+
+
+def test_a_line_that_cannot_be_written_in_time_ends_the_run_with_the_remedy(
+    record: Record, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megatron_cgrpo.trainer.record.PATIENCE_S", 0.0)
     record.step({"step": 1})
     record.save_checkpoint(1, sampler(1), of_size(1))
     fill(disk)

@@ -202,16 +202,17 @@ def test_a_run_cannot_be_shortened_below_what_it_has_trained(interrupted: Path) 
         open_record(recipe(interrupted, train={"steps": 1}), resume=True)
 
 
-def test_what_was_sampled_belongs_to_a_model_and_a_layout(tmp_path: Path) -> None:
+def test_what_was_sampled_belongs_to_a_model_a_layout_and_a_schedule(tmp_path: Path) -> None:
     origins: list[str] = []
-    for name, tp in (("a", 1), ("a", 1), ("b", 1), ("a", 2)):
+    for name, tp, steps in (("a", 1, 4), ("a", 1, 4), ("b", 1, 4), ("a", 2, 4), ("a", 1, 5)):
         model = tmp_path / name
         model.mkdir(exist_ok=True)
         (model / "config.json").write_text(json.dumps({"name": name}))
-        with open_record(recipe(tmp_path / f"run-{len(origins)}", parallel={"tp": tp}), resume=False) as record:
+        settings = recipe(tmp_path / f"run-{len(origins)}", parallel={"tp": tp}, train={"steps": steps})
+        with open_record(settings, resume=False) as record:
             record.starts_from(model)
             origins.append(json.dumps(record.origin()))
-    assert origins[0] == origins[1] and len(set(origins)) == 3
+    assert origins[0] == origins[1] and len(set(origins)) == 4
 
 
 def test_a_run_of_an_earlier_release_did_what_the_new_keys_do_by_default(interrupted: Path) -> None:

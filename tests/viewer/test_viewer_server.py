@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from threading import Thread
@@ -166,10 +167,15 @@ def test_the_command_refuses_what_is_no_run_and_a_port_that_is_taken(tmp_path: P
 def test_the_command_serves_until_ctrl_c(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "megatron_cgrpo", "view", str(write_run(tmp_path)), "--no-browser"]
     environment = os.environ | {"PYTHONPATH": str(PAGE.parents[2])}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        address = next(word for word in line.split() if word.startswith("http"))
-        assert get(address, "/api/steps")[0].status == 200
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0
+    # Whoever runs the tests in the background may ignore Ctrl-C, and hands that on.
+    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=listens) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            address = next(word for word in line.split() if word.startswith("http"))
+            assert get(address, "/api/steps")[0].status == 200
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
