@@ -30,6 +30,15 @@ def titled(processes: Iterable[psutil.Process], title: str) -> list[psutil.Proce
     return sorted(found, key=lambda process: process.create_time())
 
 
+def living(run: Run, title: str) -> list[psutil.Process]:
+    """``titled`` of the run, of which there are some now or soon: they may be starting, or change their titles."""
+    deadline = time.monotonic() + 60
+    while not (found := titled(run.session(), title)):
+        assert time.monotonic() < deadline, title
+        time.sleep(0.05)
+    return found
+
+
 def check_gone(run: Run, *titles: str) -> None:
     """The cluster may go on, the run's processes do not."""
     deadline = time.monotonic() + 60

@@ -10,22 +10,21 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import IO, Any
+from typing import Any
 
 import psutil
 import pytest
 from chat_server import Answer, chat_server, says
-from faults import CORE, ENGINE, RANK, check_gone, check_prompts, titled
+from faults import CORE, ENGINE, RANK, check_gone, check_prompts, living, titled
 from ray_nodes import Nodes, ray_nodes
 from small_disk import fill, small_disk
-from training_runs import MARK, SMALL, Run
+from training_runs import MARK, SMALL, Log, Run
 
 from megatron_cgrpo.observe.metrics import read_metrics
 
@@ -78,24 +77,6 @@ SETTINGS = [
 ]
 
 
-class Log:
-    """What a run says, while it says it."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self.text = ""
-        self._reader = threading.Thread(target=self._read, args=(stream,), daemon=True)
-        self._reader.start()
-
-    def finish(self) -> str:
-        """All of it, of a run that has ended."""
-        self._reader.join(30)
-        return self.text
-
-    def _read(self, stream: IO[str]) -> None:
-        for line in stream:
-            self.text += line
-
-
 @dataclass
 class Target:
     """What the faults happen to."""
@@ -139,7 +120,7 @@ class Target:
         """What mends it."""
         match fault.split():
             case ["engine", part, how]:
-                actor = self._living(ENGINE)[0]  # one that serves: those that are starting again are younger
+                actor = living(self.run, ENGINE)[0]  # one that serves: those that are starting again are younger
                 core = titled(actor.children(recursive=True), CORE)[0]
                 victim = core if part == "core" else actor
                 victim.send_signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
@@ -170,12 +151,7 @@ class Target:
         return read_metrics(metrics) if metrics.exists() else []
 
     def _rank(self) -> psutil.Process:
-        return self.rng.choice(self._living(RANK))
-
-    def _living(self, title: str) -> list[psutil.Process]:
-        """The oldest first. There are some now or soon: the fault before may just have taken them."""
-        self.until(f"there is a {title}", lambda: titled(self.run.session(), title))
-        return titled(self.run.session(), title)
+        return self.rng.choice(living(self.run, RANK))
 
 
 def ended(process: psutil.Process) -> bool:
@@ -229,8 +205,7 @@ def chaos(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, rng: Rando
         monkeypatch.setenv(MARK, str(disk / "chaos"))
         with ray_nodes(monkeypatch, 2, 2, 2) as nodes:
             run = Run(disk, cache, "chaos", f"critic.api.base_url={server.base_url}", settings=SETTINGS)
-            assert run.process.stderr is not None
-            target = Target(run, Log(run.process.stderr), nodes, disk, rng)
+            target = Target(run, Log(run), nodes, disk, rng)
             try:
                 yield target
             finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faults import CORE, ENGINE, RANK, check_gone, check_prompts, titled
+from faults import CORE, ENGINE, RANK, check_gone, check_prompts, living
 from training_runs import SMALL, STEPS, Run
 
 from megatron_cgrpo.actor.calls import TrainerDied
@@ -42,7 +42,7 @@ def test_a_run_goes_on_by_itself_and_trains_the_same(
     settings = ["checkpoint.every=2", "rollout.progress_timeout_s=20", "train.progress_timeout_s=60"]
     run = Run(folder, cache, request.node.callspec.id.replace(" ", "_"), *settings)
     run.wait_for_step(1)
-    victim = titled(run.session(), title)[0]
+    victim = living(run, title)[0]
     fault(victim)
     run.finish()
     check_gone(run, RANK, ENGINE, CORE)

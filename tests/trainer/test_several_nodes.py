@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from faults import ENGINE, RANK, check_gone, check_prompts, titled
+from faults import ENGINE, RANK, check_gone, check_prompts, living
 from ray_nodes import Nodes, ray_nodes
 from training_runs import MARK, SMALL, STEPS, Run
 
@@ -32,4 +32,4 @@ def test_a_run_over_several_nodes_survives_the_loss_of_one(
 
 
 def occupied(nodes: Nodes, run: Run) -> dict[str, list[int]]:
-    return {title: [nodes.of(process) for process in titled(run.session(), title)] for title in (RANK, ENGINE)}
+    return {title: [nodes.of(process) for process in living(run, title)] for title in (RANK, ENGINE)}

@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import psutil
 from tiny_sandbox import TINY_SANDBOX
@@ -100,3 +102,22 @@ class Run:
             kept = {key: value for key, value in line.items() if not is_timing(key)}
             lines.append(json.dumps(kept, sort_keys=True))
         return lines
+
+
+class Log:
+    """What a run says, while it says it."""
+
+    def __init__(self, run: Run) -> None:
+        assert run.process.stderr is not None
+        self.text = ""
+        self._reader = threading.Thread(target=self._read, args=(run.process.stderr,), daemon=True)
+        self._reader.start()
+
+    def finish(self) -> str:
+        """All of it, of a run that has ended."""
+        self._reader.join(30)
+        return self.text
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            self.text += line
