@@ -42,7 +42,6 @@ from megatron_cgrpo.trainer.system import System
 from megatron_cgrpo.trainer.verdicts import VerifierFailed, check_verifier, verdict_metrics
 from megatron_cgrpo.trainer.versions import check_versions, needed_version, oldest_version
 from megatron_cgrpo.trainer.weight_service import WeightService
-from megatron_cgrpo.types import TrainRow
 
 logger = logging.getLogger(__name__)
 
@@ -164,14 +163,14 @@ class TrainingLoop:
         """Adds what the objective needs and the engines cannot give.
 
         The old policy, which updates are kept near to, is the one that the step begins with, however stale the samples
-        are. In the step's first update its log-probabilities are the current ones, and the pass is skipped; so it is in
+        are. With one update a step its log-probabilities are the current ones, and the pass is skipped; so it is in
         supervised learning, which has no old policy.
         """
         actor = self._system.actor
-        batches: list[list[TrainRow]] = []
+        batches = []
         with self._timer.phase("logprob"):
             for batch in rows.mini_batches:
-                if batch and any(batches) and not algorithm.supervised:
+                if batch and self._recipe.train.updates_per_step > 1 and not algorithm.supervised:
                     old = actor.logprobs(batch)
                     batch = [replace(row, old_logprobs=own) for row, own in zip(batch, old, strict=True)]
                 if batch and algorithm.kl.coef > 0:
