@@ -22,7 +22,7 @@ from megatron_cgrpo.actor.norm import RMSNorm
 from megatron_cgrpo.actor.packed_attention import SDPACoreAttention
 from megatron_cgrpo.actor.parallel import ParallelState
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.model import ModelConfig
+from megatron_cgrpo.config.model import ModelConfig, RecomputeConfig
 from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.data.microbatch import MicroBatch
@@ -81,7 +81,6 @@ def transformer_config(
 ) -> TransformerConfig:
     """Megatron's configuration of this architecture and layout. Fusions and CUDA-only paths are on with CUDA only."""
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[model.dtype]
-    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     return TransformerConfig(
         num_layers=shape.layers,
         hidden_size=shape.hidden,
@@ -120,9 +119,21 @@ def transformer_config(
         bias_activation_fusion=cuda,
         bias_dropout_fusion=cuda,
         apply_rope_fusion=cuda and uses_transformer_engine(model),
-        **(recompute if model.recompute else {}),
+        **_recompute(model.recompute),
         **_experts(shape, model),
     )
+
+
+def _recompute(config: RecomputeConfig) -> dict[str, Any]:
+    if config.granularity == "none":
+        return {}
+    if config.granularity == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": list(config.modules)}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": config.method,
+        "recompute_num_layers": config.layers,
+    }
 
 
 def _experts(shape: ModelShape, model: ModelConfig) -> dict[str, Any]:

@@ -65,7 +65,8 @@ class RolloutConfig(Section):
     """Token limits hold for each stage; the engine's context is ``context_tokens``.
 
     ``schedule: barrier`` makes every group wait at the end of each stage for all others, for comparison only.
-    ``placement: colocated`` lets engines and trainer ranks take turns on the same devices.
+    ``quantization: fp8`` serves weights in FP8 with a scale per block of 128x128, which every push brings along.
+    ``kv_cache_dtype: fp8`` halves the cache. ``placement: colocated`` lets engines and trainer ranks take turns on the same devices.
 
     Training samples must come from the unmodified distribution: ``top_p`` and ``top_k`` exist to be refused, with
     the reason, when a recipe ported from elsewhere sets them.
@@ -77,6 +78,8 @@ class RolloutConfig(Section):
     schedule: Literal["stream", "barrier"] = "stream"
     stages: StagesConfig = StagesConfig()
     dynamic_sampling: DynamicSamplingConfig = DynamicSamplingConfig()
+    quantization: Literal["none", "fp8"] = "none"
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = -1

@@ -34,7 +34,7 @@ class Case:
     parallel: dict[str, Any] = field(default_factory=dict)
     packed: bool = True
     micro_batch_tokens: int = 60
-    recompute: bool = False
+    recompute: dict[str, Any] = field(default_factory=dict)
 
     def config(self) -> ParallelConfig:
         return ParallelConfig(**self.parallel)
@@ -72,7 +72,7 @@ def gradients(rank: int, ports: list[int], model_dir: str, cases: list[Case]) ->
             shape = read_model_shape(Path(model_dir))
             chunks = build_chunks(shape, ModelConfig(logprob_chunk=16, recompute=case.recompute), case.config(), world)
             load_weights(chunks, shape, HFCheckpoint(Path(model_dir)).read, world)
-            wrapped = wrap_for_training(chunks, distributed=False, overlap=case.config().overlap)
+            wrapped = wrap_for_training(chunks, distributed=False, overlap=case.config().overlap.gradients)
             for chunk in wrapped:
                 chunk.train()
                 chunk.zero_grad_buffer()

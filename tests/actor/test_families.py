@@ -100,7 +100,7 @@ def test_packed_logits_and_the_export_do_not_depend_on_the_layout(
 @pytest.mark.parametrize(
     ("family", "world", "cases"),
     [
-        ("qwen3_moe", 1, [Case(), Case(recompute=True), Case(packed=False)]),
+        ("qwen3_moe", 1, [Case(), Case(recompute={"granularity": "full"}), Case(packed=False)]),
         ("qwen3_moe", 2, [Case({"pp": 2}, micro_batch_tokens=33), Case({"dp": 2}), SEQUENCE_PARALLEL]),
         ("qwen3_moe_unnormalized", 2, [SEQUENCE_PARALLEL, Case({"pp": 2, "vpp": 2})]),
     ],

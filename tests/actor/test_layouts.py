@@ -12,7 +12,7 @@ from rank_cases import Case, gradients, logits, training_rows
 from ranks import run_ranks
 
 MODELS = [("qwen2", True), ("qwen2", False), ("qwen3", True), ("qwen3", False)]
-ONE_RANK = [Case(), Case(micro_batch_tokens=1), Case(packed=False), Case(micro_batch_tokens=500), Case(recompute=True)]
+ONE_RANK = [Case(), Case(micro_batch_tokens=1), Case(packed=False), Case(micro_batch_tokens=500), Case(recompute={"granularity": "full"})]
 TWO_RANKS = [
     Case({"tp": 2}),
     Case({"tp": 2}, packed=False),
@@ -24,9 +24,9 @@ TWO_RANKS = [
     Case({"pp": 2, "vpp": 2}, packed=False),
     Case({"dp": 2}),
     Case({"dp": 2}, packed=False, micro_batch_tokens=1),
-    Case({"dp": 2, "overlap": True}, micro_batch_tokens=33),
-    Case({"pp": 2, "overlap": True}, micro_batch_tokens=33),
-    Case({"pp": 2, "vpp": 2, "overlap": True}),
+    Case({"dp": 2, "overlap": {"gradients": True}}, micro_batch_tokens=33),
+    Case({"pp": 2, "overlap": {"gradients": True}}, micro_batch_tokens=33),
+    Case({"pp": 2, "vpp": 2, "overlap": {"gradients": True}}),
 ]
 
 

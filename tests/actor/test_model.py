@@ -96,7 +96,7 @@ def test_dtype(name: str, dtype: torch.dtype) -> None:
 
 
 def test_recompute_is_of_whole_layers_or_off() -> None:
-    on, off = told(False, recompute=True), told(False)
+    on, off = told(False, recompute={"granularity": "full"}), told(False)
     assert (on.recompute_granularity, on.recompute_method, on.recompute_num_layers) == ("full", "uniform", 1)
     assert off.recompute_granularity is None
 

@@ -21,7 +21,7 @@ def overlapped(rank: int, ports: list[int], model_dir: str, parallel: Parallel) 
     """The weights after two updates, without and with overlap."""
     results = []
     for port, overlap in zip(ports, (False, True), strict=False):
-        layout = parallel | {"overlap": overlap}
+        layout = parallel | {"overlap": {"gradients": overlap}}
         with policy(model_dir, layout, rank, port) as (trained, state):
             trained.load(HFCheckpoint(Path(model_dir)).read)
             for number in range(2):
