@@ -103,6 +103,9 @@ def transformer_config(
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp,
+        context_parallel_size=parallel.cp,
+        expert_model_parallel_size=parallel.ep,
+        expert_tensor_parallel_size=parallel.expert_tp,
         sequence_parallel=parallel.sequence_parallel,
         # Micro-batches have the lengths that packing gave them, so stages announce shapes to each other; with virtual
         # stages all micro-batches are alike, and over gloo the announcements of few micro-batches would deadlock.

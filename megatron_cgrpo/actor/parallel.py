@@ -72,6 +72,9 @@ class ParallelState:
             tensor_model_parallel_size=config.tp,
             pipeline_model_parallel_size=config.pp,
             virtual_pipeline_model_parallel_size=config.vpp,
+            context_parallel_size=config.cp,
+            expert_model_parallel_size=config.ep,
+            expert_tensor_parallel_size=config.expert_tp,
             distributed_timeout_minutes=int(COLLECTIVE_TIMEOUT / timedelta(minutes=1)),
         )
         torch.manual_seed(seed)
