@@ -64,13 +64,14 @@ class ActorGroup:
         is left then.
         """
         self._spec, self._packed, self._micro_batch_tokens = spec, packed, micro_batch_tokens
+        self._layout = Layout.of(spec.parallel, packed, spec.model, micro_batch_tokens)
         self._failed, self._tracer, self._progress_timeout_s = False, tracer or NoTrace(), progress_timeout_s
         places = anywhere(spec.parallel.world_size, 1, gpu) if places is None else places
         self._workers = [_start_rank(rank, threads, place) for rank, place in enumerate(places)]
         try:
             self._wait_for_start(start_timeout_s, poll)
             meeting = self._call("open_meeting", ranks=1, poll=poll)
-            self._call("start", spec, Layout.of(spec.parallel, packed), *meeting, poll=poll)
+            self._call("start", spec, self._layout, *meeting, poll=poll)
         except BaseException:
             self._kill()
             raise

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
+from megatron.core.fp8_utils import dequantize_fp8_tensor, is_float8tensor
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from megatron.core.utils import unwrap_model
 from torch import Tensor
@@ -44,12 +46,38 @@ def _local_name(name: str) -> str:
     return _GROUPED_EXPERT.sub(r"mlp.experts.local_experts.\2.\1.weight", name)
 
 
-@torch.no_grad()
-def load_weights(chunks: list[Module], shape: ModelShape, read: ReadTensor, state: ParallelState) -> None:
-    """Fills every parameter from HF tensors, one at a time. Raises ``KeyError`` on a parameter no mapping names."""
+def parameter_values(
+    chunks: list[Module], shape: ModelShape, read: ReadTensor, state: ParallelState
+) -> Iterator[tuple[Parameter, Tensor]]:
+    """Every parameter, and its value from HF tensors in their dtype. Raises ``KeyError`` where no mapping names one."""
     weights = {weight.megatron: weight for weight in model_weights(shape)}
     for name, parameter in named_parameters(chunks):
-        parameter.copy_(local_shard(weights[name], read, shape, state.tp_rank, state.tp_size))
+        yield parameter, local_shard(weights[name], read, shape, state.tp_rank, state.tp_size)
+
+
+@torch.no_grad()
+def load_weights(chunks: list[Module], shape: ModelShape, read: ReadTensor, state: ParallelState) -> None:
+    """Fills every parameter from HF tensors, one at a time; a copy into an FP8 parameter quantises."""
+    for parameter, value in parameter_values(chunks, shape, read, state):
+        parameter.copy_(value)
+
+
+@torch.no_grad()
+def load_main_weights(
+    optimizer: MegatronOptimizer, chunks: list[Module], shape: ModelShape, read: ReadTensor, state: ParallelState
+) -> None:
+    """Fills the optimiser's float32 weights as precisely as the HF tensors have them.
+
+    ``optimizer.reload_model_params`` takes them from the parameters, of which FP8 has kept four bits. For Megatron's
+    distributed optimiser: each rank holds a range of a parameter's elements, or none.
+    """
+    members = optimizer.chained_optimizers
+    for parameter, value in parameter_values(chunks, shape, read, state):
+        if getattr(parameter, "main_param", None) is None:
+            continue
+        [owner] = [member for member in members if parameter in member.model_param_group_index_map]
+        own = owner._get_model_param_range_map(parameter)["param"]
+        parameter.main_param.copy_(value.reshape(-1)[own.start : own.end])
 
 
 class WeightExport:
@@ -88,6 +116,8 @@ class WeightExport:
             return []
         if state.pp_rank == owner:
             shard = self._parameters[weight.megatron].detach()
+            if is_float8tensor(shard):
+                shard = dequantize_fp8_tensor(shard)
         else:
             shard = torch.empty(self._shard_shape[weight.megatron], dtype=self._dtype, device=state.device)
         if owner != 0:
