@@ -3,7 +3,7 @@
 Korthikanti et al. (arXiv 2205.05198, section 4) count 34 s b h bytes a layer for GPT's; here gated feed-forwards,
 grouped queries, flash attention (nothing grows with s squared), experts and packing, in elements a token. The counts of
 the local layers are those that autograd keeps (tests/plan/test_activations.py); those of Transformer Engine follow its
-fused modules: a norm keeps input and output, attention the projected buffer that holds V, turned Q and K, and its output.
+fused modules: a norm keeps input and output, attention the projected buffer with V, turned Q and K, and its output.
 """
 
 from __future__ import annotations
