@@ -1,0 +1,122 @@
+"""Scaling studies: strong and weak scaling, layouts, FP8, critique, lengths, group sizes and sizes of the model.
+
+    python tools/scaling_study.py --out runs/scaling                 # the benchmark's model, on two cores
+    python tools/scaling_study.py --out runs/scaling --quick         # whether it works; its figures mean nothing
+    python tools/scaling_study.py --out runs/s32 --recipe examples/qwen3_32b.yaml --study strong layouts --factors 1 2 4 8
+    python tools/scaling_study.py --out runs/mine --file study.yaml  # points of your own
+    python tools/scaling_study.py --out runs/scaling --most 1        # one run of what is missing, and the summary so far
+
+A point is a recipe with overrides. What this machine can run is trained by `mcgrpo train` (`source: measured`), what it
+cannot is planned (`source: planned`), and the two are never compared, fitted or joined by a line. Points take turns,
+there and back, a seed a repetition. Every repetition becomes a line of `raw.jsonl`; called again, the script does what
+is missing. `summary.json`, `summary.md` and `summary.png` are of all that is there. What fails costs the rest nothing,
+but the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+
+from scaling.choice import Choice, choose
+from scaling.hardware import Hardware
+from scaling.plots import plot
+from scaling.points import Study, points_of, shared
+from scaling.records import Records
+from scaling.runner import Todo, todo, work
+from scaling.runs import Runs
+from scaling.studies import STUDIES, Basis
+from scaling.study_file import read_study_file
+from scaling.summary import markdown, summarise, write_summary
+
+from megatron_cgrpo.config import ConfigError
+
+ON_TWO_CORES = ("strong", "weak", "layouts", "critique", "lengths", "groups", "models")
+
+
+def main() -> int:
+    options = _options()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is running is ended, too
+    try:
+        return _study(options)
+    except ConfigError as error:
+        print("\n".join(f"error {problem}" for problem in error.problems), file=sys.stderr)
+        return 2
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
+    parser.add_argument("--study", nargs="+", choices=list(STUDIES), help=f"without: {' '.join(ON_TWO_CORES)}")
+    parser.add_argument("--file", type=Path, nargs="+", default=[], help="studies of your own, in YAML")
+    parser.add_argument("--recipe", type=Path, nargs="+", default=[], help="instead of the benchmark's model")
+    parser.add_argument("--source", choices=("auto", "real", "plan"), default="auto")
+    parser.add_argument("--gpus", type=int, help="of the cluster that runs belong to; without: those of this machine")
+    parser.add_argument("--factors", type=int, nargs="+", default=[1, 2], help="devices: so many times the recipe's")
+    parser.add_argument(
+        "--growth", type=int, nargs="+", default=[1, 2, 4], help="lengths and group sizes: so many times"
+    )
+    parser.add_argument("--steps", type=int, default=3, help="that count in a run")
+    parser.add_argument("--repeats", type=int, default=2, help="of each run")
+    parser.add_argument("--limit-s", type=float, default=3600.0, help="of one run, start-up included")
+    parser.add_argument("--most", type=int, help="runs of this call; 0: only the summary of what is there")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, two steps, no repetition")
+    parser.add_argument("--print-jobs", action="store_true", help="the missing runs as JSON lines, for a job array")
+    parser.add_argument("--collect", metavar="MACHINE", help="take over runs that a job array has made, on MACHINE")
+    options = parser.parse_args()
+    for name in ("steps", "repeats"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)}: at least one is needed")
+    for name in ("factors", "growth"):
+        if (given := sorted(set(getattr(options, name))))[0] != 1:
+            parser.error(f"--{name}: has no 1, which the others are compared with: add it; and no number below")
+        setattr(options, name, tuple(given))
+    if options.quick:
+        options.steps, options.repeats = min(options.steps, 2), 1
+    return options
+
+
+def _study(options: argparse.Namespace) -> int:
+    out = options.out.absolute()
+    basis = Basis(out, tuple(options.recipe), options.factors, options.growth, options.quick)
+    names = options.study or (() if options.file else ON_TWO_CORES)
+    studies = shared([STUDIES[name](basis) for name in names] + [read_study_file(path) for path in options.file])
+    records, runs = Records(out), Runs(out, options.steps, options.limit_s)
+    records.check(points_of(studies), options.steps)
+    choices = choose(studies, options.source, out, Hardware.here(options.gpus))
+    waiting = todo(choices, options.repeats, records)
+    if options.print_jobs:
+        return _print_jobs(waiting, runs)
+    if options.collect is not None:
+        for each in waiting:
+            if (record := runs.collect(each.point, each.repeat, options.collect)) is not None:
+                records.add(record)
+        waiting = []
+    progress = work(waiting[: options.most], lambda each: runs.measure(each.point, each.repeat), records)
+    _tell(studies, records, out)
+    left = len(todo(choices, options.repeats, records))
+    print(f"{left} to do" if left else f"complete: {out}", file=sys.stderr)
+    for name, reason in progress.failures.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    return 1 if progress.failures else 0
+
+
+def _print_jobs(waiting: list[Todo], runs: Runs) -> int:
+    for each in waiting:
+        command = runs.command(each.point, each.repeat)
+        print(json.dumps({"name": str(each), "recipe": command[1], "overrides": command[2:]}))
+    return 0
+
+
+def _tell(studies: list[Study], records: Records, out: Path) -> None:
+    summary = summarise(studies, records.all)
+    write_summary(out, summary)
+    plot(summary, out / "summary.png")
+    print(markdown(summary))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
