@@ -126,5 +126,5 @@ def _chunk_key(index: int) -> str:
 
 def _random_state(state: ParallelState) -> ShardedObject:
     own = {"torch": torch.get_rng_state(), "megatron": get_cuda_rng_tracker().get_states()}
-    position = (state.pp_rank, state.tp_rank, state.dp_rank)
-    return ShardedObject("random", own, (state.pp_size, state.tp_size, state.dp_size), position)
+    position = (state.pp_rank, state.tp_rank, state.dp_rank * state.cp_size + state.cp_rank)
+    return ShardedObject("random", own, (state.pp_size, state.tp_size, state.dp_size * state.cp_size), position)
