@@ -1,10 +1,10 @@
 """Scaling studies: strong and weak scaling, layouts, FP8, critique, lengths, group sizes and sizes of the model.
 
-    python tools/scaling_study.py --out runs/scaling                 # the benchmark's model, on two cores
-    python tools/scaling_study.py --out runs/scaling --quick         # whether it works; its figures mean nothing
-    python tools/scaling_study.py --out runs/s32 --recipe examples/qwen3_32b.yaml --study strong layouts --factors 1 2 4 8
-    python tools/scaling_study.py --out runs/mine --file study.yaml  # points of your own
-    python tools/scaling_study.py --out runs/scaling --most 1        # one run of what is missing, and the summary so far
+    python tools/scaling_study.py --out runs/scaling            # the benchmark's model, on two cores
+    python tools/scaling_study.py --out runs/scaling --quick    # whether it works; its figures mean nothing
+    python tools/scaling_study.py --out runs/scaling --most 1   # one run of what is missing, and the summary so far
+    python tools/scaling_study.py --out runs/large --recipe examples/qwen3_32b.yaml --factors 1 2 4 --gpu h200
+    python tools/scaling_study.py --out runs/mine --file study.yaml    # points of your own
 
 A point is a recipe with overrides. What this machine can run is trained by `mcgrpo train` (`source: measured`), what it
 cannot is planned (`source: planned`), and the two are never compared, fitted or joined by a line. Points take turns,
@@ -21,11 +21,12 @@ import signal
 import sys
 from pathlib import Path
 
-from scaling.choice import Choice, choose
+from scaling.choice import choose
 from scaling.hardware import Hardware
+from scaling.planned import Plans
 from scaling.plots import plot
-from scaling.points import Study, points_of, shared
-from scaling.records import Records
+from scaling.points import Study, shared
+from scaling.records import Record, Records
 from scaling.runner import Todo, todo, work
 from scaling.runs import Runs
 from scaling.studies import STUDIES, Basis
@@ -54,6 +55,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--file", type=Path, nargs="+", default=[], help="studies of your own, in YAML")
     parser.add_argument("--recipe", type=Path, nargs="+", default=[], help="instead of the benchmark's model")
     parser.add_argument("--source", choices=("auto", "real", "plan"), default="auto")
+    parser.add_argument("--gpu", help="kind of GPU that points are planned for, and that MFU is of: h100, h200, …")
+    parser.add_argument("--assume", nargs="+", default=[], metavar="KEY=VALUE", help="of the planner")
     parser.add_argument("--gpus", type=int, help="of the cluster that runs belong to; without: those of this machine")
     parser.add_argument("--factors", type=int, nargs="+", default=[1, 2], help="devices: so many times the recipe's")
     parser.add_argument(
@@ -81,34 +84,49 @@ def _options() -> argparse.Namespace:
 
 def _study(options: argparse.Namespace) -> int:
     out = options.out.absolute()
-    basis = Basis(out, tuple(options.recipe), options.factors, options.growth, options.quick)
+    basis = Basis(out, tuple(options.recipe), options.factors, options.growth, options.quick, options.gpu)
     names = options.study or (() if options.file else ON_TWO_CORES)
     studies = shared([STUDIES[name](basis) for name in names] + [read_study_file(path) for path in options.file])
-    records, runs = Records(out), Runs(out, options.steps, options.limit_s)
-    records.check(points_of(studies), options.steps)
-    choices = choose(studies, options.source, out, Hardware.here(options.gpus))
+    runs = Runs(out, options.steps, options.limit_s, options.gpu)
+    plans = Plans(out, options.gpu, tuple(options.assume))
+    choices = choose(studies, options.source, Hardware.here(options.gpus), runs, plans)
+    records = Records(out)
+    records.check(choices)
     waiting = todo(choices, options.repeats, records)
     if options.print_jobs:
         return _print_jobs(waiting, runs)
     if options.collect is not None:
-        for each in waiting:
-            if (record := runs.collect(each.point, each.repeat, options.collect)) is not None:
-                records.add(record)
+        _collect(waiting, runs, options.collect, records)
         waiting = []
-    progress = work(waiting[: options.most], lambda each: runs.measure(each.point, each.repeat), records)
+
+    def make(each: Todo) -> Record:
+        if each.choice.source == "planned":
+            return plans.make(each.choice.point, each.choice.reason)
+        return runs.measure(each.choice.point, each.repeat)
+
+    failures = work(waiting[: options.most], make, records)
     _tell(studies, records, out)
     left = len(todo(choices, options.repeats, records))
     print(f"{left} to do" if left else f"complete: {out}", file=sys.stderr)
-    for name, reason in progress.failures.items():
+    for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
-    return 1 if progress.failures else 0
+    return 1 if failures else 0
 
 
 def _print_jobs(waiting: list[Todo], runs: Runs) -> int:
     for each in waiting:
-        command = runs.command(each.point, each.repeat)
-        print(json.dumps({"name": str(each), "recipe": command[1], "overrides": command[2:]}))
+        if each.choice.source == "measured":
+            _, recipe, *overrides = runs.command(each.choice.point, each.repeat)
+            print(json.dumps({"name": str(each), "recipe": recipe, "overrides": overrides}))
     return 0
+
+
+def _collect(waiting: list[Todo], runs: Runs, machine: str, records: Records) -> None:
+    for each in waiting:
+        if each.choice.source == "measured":
+            record = runs.collect(each.choice.point, each.repeat, machine)
+            if record is not None:
+                records.add(record)
 
 
 def _tell(studies: list[Study], records: Records, out: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from scaling.points import Point
-from scaling.records import Record, Source
+from scaling.points import Point, Source
+from scaling.records import Record
 
 
 def record(
@@ -25,7 +25,7 @@ def record(
         "source": source,
         "repeat": repeat,
         "seed": repeat,
-        "definition": point.definition(3),
+        "definition": point.definition(),
         "steps": 3,
         "parameters": 10**6,
         "ranks": ranks,

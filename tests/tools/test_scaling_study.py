@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import scaling_study
 from scaling import workload
-from scaling.choice import choose
+from scaling.choice import Wanted, choose
 from scaling.hardware import Hardware
-from scaling.points import BASE, Point, points_of, shared
+from scaling.planned import Plans
+from scaling.points import BASE, Choice, Point, Study, shared
 from scaling.records import Record, Records
 from scaling.runner import Todo, todo, work
-from scaling.runs import Runs
+from scaling.runs import Runs, mfu
 from scaling.studies import STUDIES, Basis
 from scaling.study_file import read_study_file
 from scaling.workload import QUICK, RecipeFile
@@ -24,9 +25,13 @@ from scaling_records import record
 
 from megatron_cgrpo.config import ConfigError, check_recipe, model_shape
 from megatron_cgrpo.observe.metrics import read_metrics
+from megatron_cgrpo.plan.assumptions import Assumptions
+from megatron_cgrpo.plan.estimate import estimate
+from megatron_cgrpo.plan.gpus import gpu_of
 
 ROOT = Path(__file__).parents[2]
 SANDBOX = ROOT / "examples" / "sandbox.yaml"
+QWEN3_32B = ROOT / "examples" / "qwen3_32b.yaml"
 TWO_CORES = Hardware(gpus=0, cores=2, memory=24 << 30)
 STEPS = 3
 
@@ -79,7 +84,10 @@ def test_layouts_are_the_divisions_of_the_same_ranks_that_the_checks_allow(tmp_p
     assert found.at[0].label == "tp=2"  # the recipe's own
     recipes = [workload.read(point.workload, tmp_path, point.overrides) for point in found.points]
     assert {recipe.parallel.world_size for recipe in recipes} == {2}
-    assert {(recipe.parallel.tp, recipe.parallel.pp, recipe.parallel.dp) for recipe in recipes} >= {(2, 1, 1), (1, 1, 2)}
+    assert {(recipe.parallel.tp, recipe.parallel.pp, recipe.parallel.dp) for recipe in recipes} >= {
+        (2, 1, 1),
+        (1, 1, 2),
+    }
 
 
 def test_models_are_placed_by_their_parameters(tmp_path: Path) -> None:
@@ -115,45 +123,55 @@ def test_a_study_file(tmp_path: Path) -> None:
         read_study_file(file)
 
 
-def quick_points(out: Path, name: str = "strong", **basis: object) -> list[Point]:
-    return points_of([STUDIES[name](replace(Basis(out, quick=True), **basis))])
+def chosen(studies: list[Study], wanted: Wanted, out: Path, **plans: object) -> list[Choice]:
+    return choose(studies, wanted, TWO_CORES, Runs(out, STEPS, limit_s=60), replace(Plans(out, "h200"), **plans))
+
+
+def quick(out: Path, **basis: object) -> list[Study]:
+    return [STUDIES["strong"](replace(Basis(out, quick=True), **basis))]
 
 
 def test_points_take_turns_and_what_is_there_is_not_done_again(tmp_path: Path) -> None:
-    points = quick_points(tmp_path)
-    choices = [(point, "measured", None) for point in points] + [(points[0], "planned", "why")]
+    studies = quick(tmp_path)
+    choices = chosen(studies, "real", tmp_path) + chosen(studies, "plan", tmp_path)
     records = Records(tmp_path)
     waiting = todo(choices, 2, records)
-    assert [(each.point.name, each.source, each.repeat) for each in waiting] == [
+    assert [(each.choice.point.name, each.choice.source, each.repeat) for each in waiting] == [
+        ("base", "planned", 0),
+        ("strong x2", "planned", 0),
         ("base", "measured", 0),
         ("strong x2", "measured", 0),
-        ("base", "planned", 0),
         ("strong x2", "measured", 1),
         ("base", "measured", 1),
     ]
 
     def make(each: Todo) -> Record:
-        if each.point is points[1] and each.repeat == 0:
+        if str(each) == "strong x2, repetition 1":
             raise RuntimeError("it broke\nand this is how")
-        return record(each.point, source=each.source, repeat=each.repeat)
+        machine = {"name": "h200" if each.choice.source == "planned" else "two cores"}
+        return record(each.choice.point, source=each.choice.source, repeat=each.repeat, machine=machine)
 
-    progress = work(waiting, make, records)
-    assert progress.done == 4 and progress.failures == {"strong x2, repetition 1": "it broke"}
+    assert work(waiting, make, records) == {"strong x2, repetition 1": "it broke"}
     again = Records(tmp_path)
-    assert again.all == records.all
+    assert again.all == records.all and len(again.all) == 5
     assert [str(each) for each in todo(choices, 2, again)] == ["strong x2, repetition 1"]
+    other = chosen(studies, "plan", tmp_path, gpu="h100")  # plans of another kind of GPU are others
+    assert [str(each) for each in todo(other, 2, again)] == ["base, planned", "strong x2, planned"]
 
 
 def test_a_point_that_is_defined_otherwise_is_refused_by_name(tmp_path: Path) -> None:
-    one, two = quick_points(tmp_path)
+    choices = chosen(quick(tmp_path), "real", tmp_path)
     records = Records(tmp_path)
-    records.add(record(one))
-    records.check([one, two], STEPS)
-    with pytest.raises(ConfigError, match=r"point base: .*raw.jsonl has it with steps=3, now 5: name another --out"):
-        Records(tmp_path).check([one, two], 5)
-    longer = Point(BASE, QUICK.longer(2))
-    with pytest.raises(ConfigError, match=r"point base: .*workload.setting.chain.\S+=\S+ now"):
-        records.check([longer], STEPS)
+    records.add(record(choices[0].point, definition=choices[0].definition))
+    Records(tmp_path).check(choices)
+    one, _ = choices
+    for change, difference in (
+        ({"steps": 5}, "steps=3, now 5"),
+        (Point(BASE, QUICK.longer(2)).definition(), r"workload.setting.chain.\S+=\S+ now"),
+        ({"overrides": ["seed=1"]}, r"overrides=\[\], now"),
+    ):
+        with pytest.raises(ConfigError, match=f"point base: .*raw.jsonl has it with {difference}.*name another --out"):
+            records.check([replace(one, definition=one.definition | change)])
     (tmp_path / "raw.jsonl").write_text("{}\n")
     with pytest.raises(ConfigError, match="raw.jsonl:1: is no record of a point"):
         Records(tmp_path)
@@ -162,19 +180,46 @@ def test_a_point_that_is_defined_otherwise_is_refused_by_name(tmp_path: Path) ->
 def test_what_runs_here_is_measured_and_the_rest_planned_with_its_whole_study(tmp_path: Path) -> None:
     basis = Basis(tmp_path, factors=(1, 2, 4), quick=True)
     studies = shared([STUDIES["strong"](basis), STUDIES["groups"](basis)])
-    chosen = choose(studies, "auto", tmp_path, TWO_CORES)
-    assert [point.name for point, source, _ in chosen if source == "measured"] == [
-        "base",
-        "strong x2",
-        "groups x2",
-        "groups x4",
-    ]
-    planned = {point.name: reason for point, source, reason in chosen if source == "planned"}
+    choices = chosen(studies, "auto", tmp_path)
+    measured = ["base", "strong x2", "groups x2", "groups x4"]
+    assert [choice.point.name for choice in choices if choice.source == "measured"] == measured
+    planned = {choice.point.name: choice.reason for choice in choices if choice.source == "planned"}
     assert planned.keys() == {"base", "strong x2", "strong x4"}
     assert planned["strong x4"] == "it takes 4 processes at a time, and 2 cores are here"
     with pytest.raises(ConfigError, match="--source real: point strong x4: it takes 4 processes"):
-        choose(studies, "real", tmp_path, TWO_CORES)
-    assert {source for _, source, _ in choose(studies, "plan", tmp_path, TWO_CORES)} == {"planned"}
+        chosen(studies, "real", tmp_path)
+    with pytest.raises(ConfigError, match="--gpu: points that cannot run here are planned for a kind of GPU: name"):
+        chosen(studies, "auto", tmp_path, gpu=None)
+    with pytest.raises(ConfigError, match="--assume speed=1: is no known assumption"):
+        chosen(studies, "plan", tmp_path, assume=("speed=1",))
+    assert {choice.source for choice in chosen(studies, "plan", tmp_path)} == {"planned"}
+
+
+def test_a_plan_is_what_the_planner_says(tmp_path: Path) -> None:
+    basis = Basis(tmp_path, (QWEN3_32B,), factors=(1, 2))
+    plans = Plans(tmp_path, "h200", ("response_fill=0.5",))
+    study = STUDIES["strong"](basis)
+    one, two = (plans.make(point, "why") for point in study.points)
+    recipe = workload.read(study.points[1].workload, tmp_path, study.points[1].overrides)
+    told = estimate(recipe, model_shape(recipe), gpu_of("h200"), Assumptions(response_fill=0.5))
+    assert two.seconds["step"] == told.time.step and two.seconds["update"] == told.time.training
+    assert sum(two.seconds.values()) == pytest.approx(2 * told.time.step)  # the step and its parts
+    assert (two.source, two.reason, two.fits, two.mfu) == ("planned", "why", True, told.time.trainer.mfu)
+    assert (two.memory_gib, two.parameters) == (told.training_peak, 32762123264)  # as the model's card has it: 32.8B
+    assert one.ranks == 64 and two.ranks == 128 and one.tokens == two.tokens and one.samples == two.samples
+    small = replace(plans, gpu="l40s").make(study.points[0], None)
+    assert not small.fits
+
+
+def test_mfu_of_a_run_is_the_planners_count_over_what_its_gpus_could_do(tmp_path: Path) -> None:
+    recipe = workload.read(RecipeFile(QWEN3_32B), tmp_path)
+    gpu, rows = gpu_of("h200"), 1000.0
+    tokens = 2000 * rows
+    # By hand: 6 operations a weight and token (not the embedding's), and attention: 64 layers * 64 heads * 128.
+    weights = 6 * (32762123264 - 151936 * 5120) * tokens
+    attention = 6 * 64 * 64 * 128 * tokens * 2000
+    expected = (weights + attention) / (10.0 * 64 * gpu.bf16_flops)
+    assert mfu(recipe, tokens, rows, 10.0, gpu) == pytest.approx(expected, rel=1e-3)
 
 
 def test_what_hardware_lacks(tmp_path: Path) -> None:
@@ -192,7 +237,7 @@ def test_what_hardware_lacks(tmp_path: Path) -> None:
 
 
 def test_a_run_that_nobody_has_recorded_is_not_overwritten(tmp_path: Path) -> None:
-    [point, _] = quick_points(tmp_path)
+    point = quick(tmp_path)[0].points[0]
     runs = Runs(tmp_path, STEPS, limit_s=60)
     directory = runs.directory(point, 0)
     directory.mkdir(parents=True)
@@ -207,9 +252,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return scaling_study.main()
 
 
-def test_a_quick_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_quick_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """One real run; the other is left for a job array, and what an array has made is collected."""
     out = tmp_path / "out"
     arguments = ["--out", str(out), "--quick", "--study", "strong", "--source", "real"]

@@ -8,36 +8,39 @@ from typing import Literal
 
 from scaling import workload
 from scaling.hardware import Hardware
-from scaling.points import Point, Study, points_of
-from scaling.records import Source
+from scaling.planned import Plans
+from scaling.points import Choice, Point, Study, points_of
+from scaling.runs import Runs
 
 from megatron_cgrpo.config import ConfigError, check_recipe, model_shape
 
 Wanted = Literal["real", "plan", "auto"]
-Choice = tuple[Point, Source, str | None]
-"""The last says why a point is planned."""
-WISH = "it was asked for (--source plan)"
+_WISH = "it was asked for (--source plan)"
 _BESIDE = "others of its study could only be planned, and are compared with plans alone"
 
 
-def choose(studies: Sequence[Study], wanted: Wanted, out: Path, hardware: Hardware) -> list[Choice]:
+def choose(studies: Sequence[Study], wanted: Wanted, hardware: Hardware, runs: Runs, plans: Plans) -> list[Choice]:
     """With ``auto`` what can run here is measured; a study in which something cannot is planned as a whole, too, since
     planned points are compared with nothing else.
 
-    Raises ConfigError for points whose recipe is refused, and with ``real`` for those that cannot run here.
+    Raises ConfigError for points whose recipe is refused, with ``real`` for those that cannot run here, and where
+    there is something to plan, as ``Plans.check`` does.
     """
-    lacking = _checked(points_of(studies), out, hardware)
-    if wanted == "plan":
-        return [(point, "planned", WISH) for point in lacking]
+    lacking = _checked(points_of(studies), runs.out, hardware)
     missing = {point: reason for point, reason in lacking.items() if reason is not None}
+    reasons = dict.fromkeys(lacking, _WISH)
+    if wanted != "plan":
+        beside = points_of(study for study in studies if not missing.keys().isdisjoint(study.points))
+        reasons = {point: missing.get(point, _BESIDE) for point in beside}
     if wanted == "real" and missing:
         remedy = "take --source auto or plan, or other points"
-        raise ConfigError(
-            [f"--source real: point {point.name}: {reason}: {remedy}" for point, reason in missing.items()]
-        )
-    beside = points_of(study for study in studies if not missing.keys().isdisjoint(study.points))
-    found: list[Choice] = [(point, "measured", None) for point in lacking if point not in missing]
-    return found + [(point, "planned", missing.get(point, _BESIDE)) for point in beside]
+        raise ConfigError([f"--source real: point {point.name}: {why}: {remedy}" for point, why in missing.items()])
+    if reasons:
+        plans.check()
+    measured = [point for point in lacking if point not in missing and wanted != "plan"]
+    return [Choice(point, "measured", runs.definition(point)) for point in measured] + [
+        Choice(point, "planned", plans.definition(point), reason, plans.gpu) for point, reason in reasons.items()
+    ]
 
 
 def _checked(points: Sequence[Point], out: Path, hardware: Hardware) -> dict[Point, str | None]:

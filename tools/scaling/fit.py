@@ -26,8 +26,8 @@ class Fit:
     """``y = sum(coefficients[name] * x[name])``, where ``FIXED`` has ``x = 1``.
 
     ``worst``: the largest residual, as a share of its ``y``. ``left_out``: the largest error, as a share, in a point
-    that is predicted by a fit of all others; null where these are too few. ``ranges``: of each ``x`` that was there;
-    beyond it the fit says nothing.
+    that is predicted by a fit of all others; null where no point can be spared. ``ranges``: of each ``x`` that was
+    there; beyond it the fit says nothing.
     """
 
     coefficients: dict[str, float]
@@ -76,10 +76,8 @@ def fit(amounts: Mapping[str, Sequence[float]], seconds: Sequence[float], points
     for point in dict.fromkeys(points):
         out = np.array([each == point for each in points])
         without = _solve(matrix[~out], target[~out], [each for each in points if each != point])
-        if without is None:
-            errors.clear()
-            break
-        errors.append(float(np.max(np.abs(matrix[out] @ without - target[out]) / target[out])))
+        if without is not None:
+            errors.append(float(np.max(np.abs(matrix[out] @ without - target[out]) / target[out])))
     return Fit(
         coefficients=dict(zip(names, map(float, solution), strict=True)),
         worst=float(np.max(np.abs(matrix @ solution - target) / target)),

@@ -11,7 +11,7 @@ from typing import Any
 from benchmark import machine
 
 from megatron_cgrpo.config import Recipe
-from megatron_cgrpo.launch.placement import Layout
+from megatron_cgrpo.plan.estimate import devices
 
 _TRAINING_BYTES = 16
 """A parameter's in float32: weight, gradient and AdamW's two moments, in each replica."""
@@ -39,8 +39,8 @@ class Hardware:
     def lacks(self, recipe: Recipe, parameters: int) -> str | None:
         """A sentence where the recipe cannot run here."""
         if self.gpus:
-            devices = devices_of(recipe)
-            return None if devices <= self.gpus else f"it takes {devices} GPUs, and {self.gpus} are here"
+            taken = devices(recipe)
+            return None if taken <= self.gpus else f"it takes {taken} GPUs, and {self.gpus} are here"
         if recipe.model.fp8.enabled or recipe.rollout.quantization == "fp8":
             return "FP8 needs a GPU, and none is here"
         busiest = max(recipe.parallel.world_size, recipe.rollout.engines * recipe.rollout.tensor_parallel)
@@ -51,12 +51,6 @@ class Hardware:
         if needed > self.memory:
             return f"weights and optimiser take {needed / _GIB:.0f} GiB, and {self.memory / _GIB:.0f} are here"
         return None
-
-
-def devices_of(recipe: Recipe) -> int:
-    """GPUs of trainer and policy engines."""
-    rollout = recipe.rollout
-    return Layout(recipe.parallel.world_size, rollout.engines, rollout.tensor_parallel, rollout.colocated).devices
 
 
 def describe() -> dict[str, Any]:

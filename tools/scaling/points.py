@@ -11,6 +11,7 @@ from scaling.workload import Workload
 Kind = Literal["strong", "weak", "growth", "compare"]
 """The same work on more devices; as much more work as devices; more of one thing; variants of one thing."""
 
+Source = Literal["measured", "planned"]
 BASE = "base"
 
 
@@ -22,9 +23,9 @@ class Point:
     workload: Workload
     overrides: tuple[str, ...] = ()
 
-    def definition(self, steps: int) -> dict[str, Any]:
-        """What decides its figures, beside seed, code and machine; plain JSON. ``steps`` are counted ones."""
-        return {"workload": self.workload.definition(), "overrides": list(self.overrides), "steps": steps}
+    def definition(self) -> dict[str, Any]:
+        """What decides its figures, beside seed, code and machine; plain JSON."""
+        return {"workload": self.workload.definition(), "overrides": list(self.overrides)}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,18 @@ class Study:
     @property
     def points(self) -> tuple[Point, ...]:
         return tuple(at.point for at in self.at)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a point gets its figures. ``definition`` is the point's and what else has to stay as it is; ``reason`` says
+    why it is planned, for GPUs of the kind ``gpu``."""
+
+    point: Point
+    source: Source
+    definition: dict[str, Any]
+    reason: str | None = None
+    gpu: str | None = None
 
 
 def points_of(studies: Iterable[Study]) -> list[Point]:

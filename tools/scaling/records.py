@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from scaling.points import Point
+from scaling.points import Choice, Source
 
 from megatron_cgrpo.config import ConfigError
 from megatron_cgrpo.observe.atomic import write_text
 
-Source = Literal["measured", "planned"]
 RAW = "raw.jsonl"
 PHASES = ("step", "rollout", "update", "sync", "other")
 """``step`` is the sum of the others: sampling, verification and critique; passes and updates of the trainer; the push
@@ -26,7 +25,8 @@ class Record:
 
     ``tokens``: ``update``, prompts and responses that went through the updates; ``sampled``, by the engines.
     ``memory_gib``: the peak of one trainer rank. ``mfu``: of the updates, of the GPUs' bf16 peak; null on CPU.
-    ``reason`` says why a point was planned. ``machine`` describes where it ran, or what was planned for.
+    ``reason`` says why a point was planned. ``machine`` describes where it ran, or what was planned for, and ``fits``
+    whether a plan fits into the memory of its GPUs.
     """
 
     point: str
@@ -47,6 +47,7 @@ class Record:
     at: str
     machine: dict[str, Any]
     reason: str | None = None
+    fits: bool = True
 
     @property
     def samples_per_s(self) -> float:
@@ -80,29 +81,26 @@ class Records:
         self.all.append(record)
         write_text(self._path, "".join(f"{each.to_json()}\n" for each in self.all))
 
-    def has(self, point: Point, source: Source, repeat: int) -> bool:
-        return any((each.point, each.source, each.repeat) == (point.name, source, repeat) for each in self.all)
-
-    def of(self, point: Point, source: Source) -> list[Record]:
-        """By repetition."""
-        found = [each for each in self.all if (each.point, each.source) == (point.name, source)]
+    def of(self, choice: Choice) -> list[Record]:
+        """By repetition; a plan is of one kind of GPU."""
+        found = [each for each in self.all if (each.point, each.source) == (choice.point.name, choice.source)]
+        found = [each for each in found if choice.gpu in (None, each.machine["name"])]
         return sorted(found, key=lambda each: each.repeat)
 
-    def check(self, points: Sequence[Point], steps: int) -> None:
+    def has(self, choice: Choice, repeat: int) -> bool:
+        return repeat in [each.repeat for each in self.of(choice)]
+
+    def check(self, choices: Iterable[Choice]) -> None:
         """Raises ConfigError naming the points that are there with another definition."""
-        problems = []
-        for point in points:
-            now = point.definition(steps)
-            for then in {
-                json.dumps(each.definition): each.definition for each in self.all if each.point == point.name
-            }.values():
-                if then != now:
-                    problems.append(
-                        f"point {point.name}: {self._path} has it with {_difference(then, now)}: name another --out, "
-                        "or remove its lines"
-                    )
+        problems = {
+            f"point {choice.point.name}: {self._path} has it with {_difference(record.definition, choice.definition)}: "
+            "name another --out, or remove its lines"
+            for choice in choices
+            for record in self.of(choice)
+            if record.definition != choice.definition
+        }
         if problems:
-            raise ConfigError(problems)
+            raise ConfigError(sorted(problems))
 
 
 def _read(path: Path) -> list[Record]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,22 +15,27 @@ from scaling.hardware import commit, describe
 from scaling.points import Point
 from scaling.records import Record
 
-from megatron_cgrpo.config import ConfigError, Recipe
-from megatron_cgrpo.config.loading import load_recipe
+from megatron_cgrpo.config import ConfigError, Recipe, load_recipe, model_shape
+from megatron_cgrpo.plan.flops import forward_flops
+from megatron_cgrpo.plan.gpus import Gpu, gpu_of
 
-_ROLLOUT = ("generate", "verify", "critique", "refine")
-_UPDATE = ("logprob", "measure", "update")
-_SYNC = ("sync",)
-_SAMPLED = ("generate", "critique", "refine")
+_SECONDS = {
+    "rollout": ("generate", "verify", "critique", "refine"),
+    "update": ("logprob", "measure", "update"),
+    "sync": ("sync",),
+}
+_TOKENS = {"update": ("update",), "sampled": ("generate", "critique", "refine")}
 
 
 @dataclass(frozen=True)
 class Runs:
-    """``steps`` are counted ones; one more before them and one after them are not."""
+    """``steps`` are counted ones; one more before them and one after them are not. ``gpu``: the kind that MFU is of,
+    none on CPU."""
 
     out: Path
     steps: int
     limit_s: float
+    gpu: str | None = None
 
     def directory(self, point: Point, repeat: int) -> Path:
         return self.out / "runs" / point.name.replace(" ", "-").replace("/", "-") / f"repeat_{repeat}"
@@ -45,13 +50,15 @@ class Runs:
         settings = (f"run.dir={self.directory(point, repeat)}", f"train.steps={steps}", *self.overrides(point, repeat))
         return ["train", str(point.workload.recipe(self.out)), *settings]
 
+    def definition(self, point: Point) -> dict[str, Any]:
+        return point.definition() | {"steps": self.steps}
+
     def measure(self, point: Point, repeat: int) -> Record:
         """Raises ConfigError where a run is there that nobody has recorded, and RuntimeError where the run fails."""
         directory = self.directory(point, repeat)
         if finished(directory):
-            raise ConfigError(
-                f"{directory}: a run is there that this study has not made: take its figures with --collect, or remove it"
-            )
+            made = "a run is there that this study has not made"
+            raise ConfigError(f"{directory}: {made}: take its figures with --collect, or remove it")
         shutil.rmtree(directory, ignore_errors=True)  # what an interrupted call has left
         recipe, machine = point.workload.recipe(self.out), describe()
         steps = train(recipe, directory, self.steps, self.overrides(point, repeat), limit_s=self.limit_s)
@@ -59,43 +66,52 @@ class Runs:
         return self._record(point, repeat, steps, machine)
 
     def collect(self, point: Point, repeat: int, machine: str) -> Record | None:
-        """Of a finished run that was made elsewhere, None without one. Raises ConfigError where it is of another recipe."""
+        """Of a finished run that was made elsewhere, None without one.
+
+        Raises ConfigError where it is of another recipe.
+        """
         directory = self.directory(point, repeat)
         if not finished(directory):
             return None
-        then, now = load_recipe(directory / "config.yaml"), self._recipe(point, repeat, directory)
-        if then != now:
+        if load_recipe(directory / "config.yaml") != self._recipe(point, repeat):
             raise ConfigError(f"{directory}: is not of point {point.name} as it is now: remove it, and run it again")
         return self._record(point, repeat, read_steps(directory), {"name": machine})
 
-    def _recipe(self, point: Point, repeat: int, directory: Path) -> Recipe:
-        settings = [setting for setting in self.command(point, repeat)[2:] if not setting.startswith("run.dir=")]
-        return workload.read(point.workload, self.out, (*settings, f"run.dir={directory}"))
+    def _recipe(self, point: Point, repeat: int) -> Recipe:
+        _, path, *settings = self.command(point, repeat)
+        return load_recipe(Path(path), settings)
 
-    def _record(self, point: Point, repeat: int, steps: Steps, machine: Mapping[str, Any]) -> Record:
-        recipe = self._recipe(point, repeat, self.directory(point, repeat))
+    def _record(self, point: Point, repeat: int, steps: Steps, machine: dict[str, Any]) -> Record:
+        recipe, seconds = self._recipe(point, repeat), _seconds(steps)
+        tokens = {name: _mean(steps, "tokens", stages) for name, stages in _TOKENS.items()}
+        samples = recipe.train.prompts_per_step * recipe.algorithm.group_size
+        on_gpu = self.gpu is not None and machine.get("gpus") != []
         return Record(
             point=point.name,
             source="measured",
             repeat=repeat,
             seed=recipe.seed,
-            definition=point.definition(self.steps),
+            definition=self.definition(point),
             steps=len(steps.lines),
             parameters=workload.parameters(recipe),
             ranks=recipe.parallel.world_size,
             engine_devices=recipe.rollout.engines * recipe.rollout.tensor_parallel,
-            seconds=_seconds(steps),
-            tokens={
-                "update": steps.mean("tokens.update"),
-                "sampled": _mean(steps, [f"tokens.{stage}" for stage in _SAMPLED]),
-            },
-            samples=float(recipe.train.prompts_per_step * recipe.algorithm.group_size),
+            seconds=seconds,
+            tokens=tokens,
+            samples=float(samples),
             memory_gib=max(line["throughput.trainer_memory_gib"] for line in steps.lines),
-            mfu=None,
+            mfu=mfu(recipe, tokens["update"], samples, seconds["update"], gpu_of(self.gpu)) if on_gpu else None,
             commit=commit(),
             at=datetime.now(UTC).isoformat(timespec="seconds"),
-            machine=dict(machine),
+            machine=machine,
         )
+
+
+def mfu(recipe: Recipe, tokens: float, rows: float, seconds: float, gpu: Gpu) -> float:
+    """The model's own operations over what the ranks could do in bf16 in that time; rows are taken to be of one length,
+    which understates the attention of long ones."""
+    operations = 3 * forward_flops(model_shape(recipe), tokens, tokens**2 / rows).total
+    return operations / (seconds * recipe.parallel.world_size * gpu.bf16_flops)
 
 
 def finished(directory: Path) -> bool:
@@ -103,14 +119,11 @@ def finished(directory: Path) -> bool:
 
 
 def _seconds(steps: Steps) -> dict[str, float]:
-    parts = {
-        name: _mean(steps, [f"time.{stage}" for stage in stages])
-        for name, stages in (("rollout", _ROLLOUT), ("update", _UPDATE), ("sync", _SYNC))
-    }
+    parts = {name: _mean(steps, "time", stages) for name, stages in _SECONDS.items()}
     step = steps.mean("time.step")
     return {"step": step, **parts, "other": step - sum(parts.values())}
 
 
-def _mean(steps: Steps, keys: list[str]) -> float:
-    """Of their sum in a step; a phase that did not occur took none."""
-    return sum(line.get(key, 0.0) for line in steps.lines for key in keys) / len(steps.lines)
+def _mean(steps: Steps, family: str, stages: Sequence[str]) -> float:
+    """Of their sum in a step; a stage that did not occur has none."""
+    return sum(line.get(f"{family}.{stage}", 0.0) for line in steps.lines for stage in stages) / len(steps.lines)

@@ -9,10 +9,12 @@ from typing import Any
 from benchmark.ratios import Spread, ratio
 from benchmark.rollouts.growth import exponents
 from scaling.fit import fit_phase, one_source
-from scaling.points import At, Study
-from scaling.records import PHASES, Record, Source
+from scaling.points import At, Source, Study
+from scaling.records import PHASES, Record
 
 TIMED = ("step", "rollout", "update")
+SPEEDUP, EFFICIENCY, TIMES, EXPONENT = "speed-up", "efficiency", "time / first", "exponent"
+MEASURES = (SPEEDUP, EFFICIENCY, TIMES)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Series:
                 found |= self._compared(phase, at, first, own)
             if self.study.kind == "growth" and others:
                 factors = tuple(at.x for at in self.at)
-                found[f"exponent, {phase}"] = exponents(factors, self.seconds(phase))
+                found[f"{EXPONENT}, {phase}"] = exponents(factors, self.seconds(phase))
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -59,14 +61,16 @@ class Series:
         }
 
     def _compared(self, phase: str, at: At, first: list[float], own: list[float]) -> dict[str, Spread]:
+        """``measure, phase, label``; ratios to the first point."""
+        name = f"{phase}, {at.label}"
         if self.study.kind == "strong":
             speedup = ratio(first, own)
             times = at.x / self.at[0].x
             efficiency = Spread(tuple(value / times for value in speedup.values))
-            return {f"speed-up, {phase}, {at.label}": speedup, f"efficiency, {phase}, {at.label}": efficiency}
+            return {f"{SPEEDUP}, {name}": speedup, f"{EFFICIENCY}, {name}": efficiency}
         if self.study.kind == "weak":
-            return {f"efficiency, {phase}, {at.label}": ratio(first, own)}
-        return {f"time, {phase}, {at.label} / {self.at[0].label}": ratio(own, first)}
+            return {f"{EFFICIENCY}, {name}": ratio(first, own)}
+        return {f"{TIMES}, {name}": ratio(own, first)}
 
     def _fit(self, records: Sequence[Record], phase: str) -> Any:
         """Variants and sizes of a model differ in more than in amounts of work."""
@@ -104,5 +108,6 @@ def _point(at: At, records: Sequence[Record]) -> dict[str, Any]:
         "trainer_tokens_per_s": spread([record.trainer_tokens_per_s for record in records]),
         "engine_tokens_per_s": spread([record.engine_tokens_per_s for record in records]),
         "memory_gib": max(record.memory_gib for record in records),
+        "fits": all(record.fits for record in records),
         "mfu": None if first.mfu is None else spread([record.mfu for record in records if record.mfu is not None]),
     }

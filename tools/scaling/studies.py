@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from scaling import workload
@@ -12,9 +13,11 @@ from scaling.workload import CRITICISED, QUICK, QUICK_CRITICISED, SHAPES, WORK, 
 
 from megatron_cgrpo.config import ConfigError, Recipe, check_recipe, model_shape
 
-_FP8 = ("tensorwise", "delayed", "blockwise", "mxfp8")
-_WIDEST_TP = 8
-"""Ranks of a tensor-parallel group: more than a node's GPUs are never worth it."""
+_FP8 = ("tensorwise", "delayed", "blockwise")
+_BLACKWELL = ("b200", "gb200")
+"""Kinds of GPU that have mxfp8, too."""
+_WIDEST_TP, _DEEPEST_PP = 8, 8
+"""Of the layouts that are tried: a tensor-parallel group stays within a node."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Basis:
     factors: tuple[int, ...] = (1, 2)
     growth: tuple[int, ...] = (1, 2, 4)
     quick: bool = False
+    gpu: str | None = None
 
     @property
     def work(self) -> Workload:
@@ -111,9 +115,10 @@ def critique(basis: Basis) -> Study:
 
 
 def fp8(basis: Basis) -> Study:
-    """Matrix products in bfloat16 and in FP8 by each of its recipes."""
+    """Matrix products in bfloat16 and in FP8 by each recipe that the kind of GPU has."""
+    names = (*_FP8, "mxfp8") if basis.gpu in _BLACKWELL else _FP8
     variants = {"bf16": ["model.dtype=bfloat16", "model.fp8.recipe=none"]}
-    variants |= {name: ["model.dtype=bfloat16", f"model.fp8.recipe={name}"] for name in _FP8}
+    variants |= {name: ["model.dtype=bfloat16", f"model.fp8.recipe={name}"] for name in names}
     return _variants("fp8", "precision", _valid(basis, variants), basis.work)
 
 
@@ -128,7 +133,7 @@ def layouts(basis: Basis) -> Study:
     engines = [] if factor == 1 else [f"rollout.engines={factor * recipe.rollout.engines}"]
     variants = {}
     first = (own.tp, own.pp, own.cp)
-    for tp, pp, cp in sorted(_divisions(world), key=lambda each: (each != first, each)):
+    for tp, pp, cp in sorted(_divisions(world, (own.cp, 2 * own.cp)), key=lambda each: (each != first, each)):
         dp = world // (tp * pp * cp)
         sizes = {"tp": tp, "pp": pp, "cp": cp, "dp": dp}
         changed = [f"parallel.{name}={size}" for name, size in sizes.items() if size != getattr(own, name)]
@@ -182,10 +187,10 @@ def _devices(recipe: Recipe, factor: int) -> list[str]:
     return [f"parallel.dp={factor * recipe.parallel.dp}", f"rollout.engines={factor * recipe.rollout.engines}"]
 
 
-def _divisions(world: int) -> Iterator[tuple[int, int, int]]:
-    for tp in (size for size in range(1, _WIDEST_TP + 1) if world % size == 0):
-        for pp in (size for size in range(1, world // tp + 1) if world // tp % size == 0):
-            yield from ((tp, pp, cp) for cp in range(1, world // tp // pp + 1) if world // tp // pp % cp == 0)
+def _divisions(world: int, cps: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+    """(tp, pp, cp) that leave whole replicas."""
+    sizes = product(range(1, _WIDEST_TP + 1), range(1, _DEEPEST_PP + 1), cps)
+    return ((tp, pp, cp) for tp, pp, cp in sizes if world % (tp * pp * cp) == 0)
 
 
 def _valid(basis: Basis, variants: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ from benchmark.tables import markdown_table
 from scaling.fit import FIXED, TERMS, fit_phase
 from scaling.points import Study
 from scaling.records import Record
-from scaling.series import TIMED, series_of
+from scaling.series import EXPONENT, MEASURES, TIMED, series_of
 
 from megatron_cgrpo.observe.atomic import write_json, write_text
 
@@ -44,7 +44,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     for name, study in summary["studies"].items():
         for series in study["series"]:
             parts += [f"## {name}: {series['source']}", _about(series), _points(study["axis"], series)]
-            parts += [_figures(series)] if series["figures"] else []
+            parts += [_exponents(series)] if study["kind"] == "growth" else []
         if not study["series"]:
             parts += [f"## {name}", "Fewer than two points of one source: nothing to compare."]
     parts += ["## Fitted: seconds of a step = fixed + rates x amounts", _fits(summary)]
@@ -59,30 +59,36 @@ def _about(series: Mapping[str, Any]) -> str:
 
 
 def _points(axis: str, series: Mapping[str, Any]) -> str:
-    heads = [axis, "source", "ranks", "engine devices", *(f"{phase} s" for phase in (*TIMED, "sync")), "samples/s"]
-    heads += ["trainer tokens/s", "engine tokens/s", "GiB a rank", "MFU"]
-    body = [
-        [
-            point["label"],
-            series["source"],
-            str(point["ranks"]),
-            str(point["engine_devices"]),
-            *(shown(point["seconds"][phase]) for phase in (*TIMED, "sync")),
-            *(
-                f"{point[rate]['median']:.3g}"
-                for rate in ("samples_per_s", "trainer_tokens_per_s", "engine_tokens_per_s")
-            ),
-            f"{point['memory_gib']:.3g}",
-            "" if point["mfu"] is None else f"{point['mfu']['median']:.1%}",
-        ]
-        for point in series["points"]
+    compared = [(measure, phase) for measure in MEASURES for phase in TIMED if _has(series, measure, phase)]
+    heads = [axis, "source", "ranks", "engine devices", *(f"{measure}, {phase}" for measure, phase in compared)]
+    heads += [*(f"{phase} s" for phase in (*TIMED, "sync")), "samples/s", "trainer tokens/s", "engine tokens/s"]
+    heads += ["GiB a rank", "MFU"]
+    return markdown_table(heads, [_row(point, series, compared) for point in series["points"]])
+
+
+def _row(point: Mapping[str, Any], series: Mapping[str, Any], compared: Sequence[tuple[str, str]]) -> list[str]:
+    figures = [series["figures"].get(f"{measure}, {phase}, {point['label']}") for measure, phase in compared]
+    rates = ("samples_per_s", "trainer_tokens_per_s", "engine_tokens_per_s")
+    return [
+        point["label"],
+        series["source"],
+        str(point["ranks"]),
+        str(point["engine_devices"]),
+        *(shown(figure) if figure else "1" for figure in figures),
+        *(f"{point['seconds'][phase]['median']:.3g}" for phase in (*TIMED, "sync")),
+        *(f"{point[rate]['median']:.3g}" for rate in rates),
+        f"{point['memory_gib']:.3g}" + ("" if point["fits"] else ", does not fit"),
+        "" if point["mfu"] is None else f"{point['mfu']['median']:.1%}",
     ]
-    return markdown_table(heads, body)
 
 
-def _figures(series: Mapping[str, Any]) -> str:
-    rows = [[name, series["source"], shown(value)] for name, value in series["figures"].items()]
-    return markdown_table(["figure", "source", "median (least to most)"], rows)
+def _has(series: Mapping[str, Any], measure: str, phase: str) -> bool:
+    return any(name.startswith(f"{measure}, {phase}, ") for name in series["figures"])
+
+
+def _exponents(series: Mapping[str, Any]) -> str:
+    found = {phase: series["figures"].get(f"{EXPONENT}, {phase}") for phase in TIMED}
+    return "Exponents: " + "; ".join(f"{phase} {shown(value)}" for phase, value in found.items() if value) + "."
 
 
 def _joint(studies: Sequence[Study], records: Sequence[Record]) -> Iterator[dict[str, Any]]:
@@ -116,12 +122,12 @@ def _fit_cells(fit: Mapping[str, Any]) -> list[str]:
     return [
         " + ".join([f"{fit['coefficients'][FIXED]:.3g} {FIXED}", *rates]),
         f"{fit['largest_residual']:.1%}" + (" (as many terms as points)" if exact else ""),
-        "too few points" if left_out is None else f"{left_out:.1%}",
+        "none can be spared" if left_out is None else f"{left_out:.1%}",
         "; ".join(f"{low:.4g} to {high:.4g} {_amount(name)}" for name, (low, high) in fit["ranges"].items()),
     ]
 
 
 def _amount(rate: str) -> str:
-    """``s per token and rank`` -> ``tokens a rank``."""
-    words = rate.removeprefix("s per ").split(" and ")
-    return f"{words[0]}s" + (f" a {words[1]}" if len(words) > 1 else "")
+    """``s per token and rank`` -> ``tokens per rank``."""
+    amount, _, device = rate.removeprefix("s per ").partition(" and ")
+    return f"{amount}s" + (f" per {device}" if device else "")

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
 from benchmark import markov
 from benchmark.checkpoints import count
 from benchmark.markov import Chain, Tail
