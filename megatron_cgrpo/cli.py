@@ -9,6 +9,7 @@ import typer
 from checkpoints_convert.cli import convert_app
 from megatron_cgrpo.commands.analyse import analyse
 from megatron_cgrpo.commands.evaluate import evaluate
+from megatron_cgrpo.commands.plan import plan
 from megatron_cgrpo.commands.preview import preview
 from megatron_cgrpo.commands.recipe import (
     CheckpointOption,
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.add_typer(convert_app)
 app.command("eval")(evaluate)
 app.command()(preview)
+app.command()(plan)
 app.command()(report)
 app.command()(rescue)
 app.command()(analyse)

@@ -1,9 +1,9 @@
 """What the forward pass keeps for the backward pass, by recomputation mode and layout.
 
-Korthikanti et al. (arXiv 2205.05198, section 4) count 34 s b h bytes a layer for GPT's; here gated feed-forwards, grouped
-queries, flash attention (nothing grows with s squared), experts and packing, in elements a token. The counts of the
-local layers are those that autograd keeps (tests/plan/test_activations.py); those of Transformer Engine follow its fused
-modules: a norm keeps input and output, attention the projected buffer that holds V, turned Q and K, and its output.
+Korthikanti et al. (arXiv 2205.05198, section 4) count 34 s b h bytes a layer for GPT's; here gated feed-forwards,
+grouped queries, flash attention (nothing grows with s squared), experts and packing, in elements a token. The counts of
+the local layers are those that autograd keeps (tests/plan/test_activations.py); those of Transformer Engine follow its
+fused modules: a norm keeps input and output, attention the projected buffer with V, turned Q and K, and its output.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def in_flight(parallel: ParallelConfig, stage: int, micro_batches: int) -> float
     """How many whole stages of activations a rank holds at once, in micro-batches of all its layers.
 
     1F1B holds one micro-batch for each stage behind it and its own. Interleaved, with chunks of 1 / vpp of the stage,
-    rank ``p`` warms up with 2 (pp - p - 1) + (vpp - 1) pp chunks and then holds one more (Narayanan et al., 2104.04473).
+    rank ``p`` warms up with 2 (pp - p - 1) + (vpp - 1) pp chunks and then holds one more (arXiv 2104.04473).
     """
     if parallel.vpp is None:
         return min(micro_batches, parallel.pp - stage)

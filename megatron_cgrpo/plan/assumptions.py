@@ -1,4 +1,4 @@
-"""What a recipe does not say and a plan has to assume, each with its reason; all can be set by ``--assume KEY=VALUE``."""
+"""What a recipe does not say and a plan has to assume; all can be set by ``--assume KEY=VALUE``."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ class Assumptions(Section):
     refined_share: float = Field(0.8, ge=0, le=1, description="critiqued groups with a refinement that trains")
     expert_imbalance: float = Field(1.3, ge=1, description="tokens of the busiest expert rank over the mean")
     # The trainer's speed.
-    gemm_efficiency: float = Field(0.75, gt=0, le=1, description="of bf16 peak, wide matrices (8192 and more)")
+    gemm_efficiency: float = Field(0.63, gt=0, le=1, description="of bf16 peak, wide matrices (8192 and more)")
     gemm_half_width: float = Field(500, gt=0, description="narrowest side at which matrices reach half of that")
-    grouped_efficiency: float = Field(0.55, gt=0, le=1, description="the same for products of experts")
+    grouped_efficiency: float = Field(0.45, gt=0, le=1, description="the same for products of experts")
     fp8_efficiency: float = Field(0.55, gt=0, le=1, description="of FP8 peak: quantising is not free")
     attention_efficiency: float = Field(0.45, gt=0, le=1, description="of bf16 peak, causal flash attention")
     memory_efficiency: float = Field(0.8, gt=0, le=1, description="of device memory's bandwidth, element by element")
     link_efficiency: float = Field(0.7, gt=0, le=1, description="of NVLink, in collectives")
     network_efficiency: float = Field(0.75, gt=0, le=1, description="of the network, in collectives")
     overlapped: float = Field(0.8, ge=0, lt=1, description="of communication that an overlap option hides")
+    expert_launch_s: float = Field(
+        1.5e-3, ge=0, description="the same of a layer of experts: routing waits for the host"
+    )
     layer_launch_s: float = Field(1.5e-4, ge=0, description="host time to launch a layer's kernels forward")
     imbalance: float = Field(0.05, ge=0, description="time that ranks wait for the fullest micro-batch")
     # The engines' speed.
@@ -44,7 +47,7 @@ class Assumptions(Section):
     stream_overlap: float = Field(0.5, ge=0, le=1, description="of critique and refinement beside generation")
     # Transfers.
     sync_overhead_s: float = Field(1.0, ge=0, description="pausing, waking and resuming engines for a push")
-    sync_tensor_s: float = Field(1e-3, ge=0, description="per tensor of a push")
+    sync_tensor_s: float = Field(2e-4, ge=0, description="per tensor of a push")
     disk_bandwidth: float = Field(5e9, gt=0, description="bytes/s, of the whole shared file system")
     offload_bandwidth: float = Field(2.5e10, gt=0, description="bytes/s between device and host, per GPU")
     host_memory_bandwidth: float = Field(4e10, gt=0, description="bytes/s a rank, for updates on the host")

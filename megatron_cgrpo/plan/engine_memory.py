@@ -12,7 +12,7 @@ from megatron_cgrpo.plan.parameters import whole_model
 from megatron_cgrpo.plan.workload import Stage, Workload
 
 PREFILL_TOKENS = 8192
-"""vLLM's ``max_num_batched_tokens`` on large GPUs: so many tokens pass the layers at once, and it measures with them."""
+"""vLLM's ``max_num_batched_tokens`` on large GPUs: so many tokens pass the layers at once."""
 
 _MIB = 1 << 20
 

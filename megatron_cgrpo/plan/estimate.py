@@ -59,7 +59,7 @@ class Estimate:
 
 
 def devices(recipe: Recipe) -> int:
-    """GPUs of a recipe's layout: trainer ranks, the policy's engines where they have their own, and critics' engines."""
+    """GPUs of a layout: trainer ranks, the policy's engines where they have their own, and critics' engines."""
     rollout, critic = recipe.rollout, recipe.critic
     engines = 0 if rollout.colocated else rollout.engines * rollout.tensor_parallel
     critics = critic.model.engines * critic.model.tensor_parallel if critic.needs_model else 0

@@ -1,8 +1,8 @@
 """The kinds of GPU that can be planned for: what the makers' data sheets say of them.
 
 FLOP/s are dense (without sparsity). ``network_gbps`` is what a node of the usual make gives each GPU.
-Sources: NVIDIA's data sheets of A100 (2021), L40S (2023), H100 (2023), H200 (2024), and of DGX A100, DGX H100, DGX H200,
-DGX B200 and GB200 NVL72 (2024) for nodes, links and host memory.
+Sources: NVIDIA's data sheets of A100 (2021), L40S (2023), H100 (2023), H200 (2024), and of DGX A100, DGX H100, DGX
+H200, DGX B200 and GB200 NVL72 (2024) for nodes, links and host memory.
 """
 
 from __future__ import annotations
@@ -72,5 +72,13 @@ def gpu_of(
     }
     for name, value in given.items():
         if value is not None and value <= 0:
-            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: is not positive: leave it out for {gpu.kind}'s own")
-    return replace(gpu, **{name: value for name, value in given.items() if value is not None})
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {value:g}: is not positive: leave it out for {gpu.kind}'s own"
+            )
+    return replace(
+        gpu,
+        memory_gib=memory_gib or gpu.memory_gib,
+        network_gbps=network_gbps or gpu.network_gbps,
+        gpus_per_node=gpus_per_node or gpu.gpus_per_node,
+        host_gib=host_gib or gpu.host_gib,
+    )

@@ -17,7 +17,7 @@ _STAGED = 12
 
 @dataclass(frozen=True)
 class HostMemory:
-    """GiB of the node that needs most. ``checkpoint`` is what is staged while one is saved, ``offload`` what lives there."""
+    """GiB of the node that needs most. ``checkpoint`` is staged while one is saved, ``offload`` lives there."""
 
     processes: float
     checkpoint: float
@@ -87,4 +87,3 @@ def disk(recipe: Recipe, shape: ModelShape) -> Disk:
 
 def checkpoint_bytes(recipe: Recipe, shape: ModelShape) -> float:
     return disk(recipe, shape).checkpoint * GIB
-

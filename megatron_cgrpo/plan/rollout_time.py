@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.plan.assumptions import Assumptions
+from megatron_cgrpo.plan.communication import Fabric
 from megatron_cgrpo.plan.engine_memory import EngineMemory, engine_weight_bytes, held_tokens, kv_bytes_per_token
 from megatron_cgrpo.plan.flops import forward_flops
 from megatron_cgrpo.plan.gpus import Gpu
@@ -109,7 +110,7 @@ class Engine:
         if experts is None:
             return whole
         count = whole_model(self.shape)
-        untouched = (1 - experts.per_token / experts.count) ** batch
+        untouched: float = (1 - experts.per_token / experts.count) ** batch
         return whole * (1 - count.experts / count.total * untouched)
 
     def _sent(self, batch: float) -> float:
@@ -118,8 +119,9 @@ class Engine:
         if workers == 1:
             return 0.0
         each = 2 * batch * self.shape.hidden * 2 * (workers - 1) / workers
-        bandwidth = self.gpu.link_bandwidth * self.assume.link_efficiency
-        return 2 * self.shape.layers * (self.assume.allreduce_latency_s + each / bandwidth)
+        bandwidth = Fabric.of(self.gpu, self.assume).bandwidth(workers, 1)
+        nodes = -(-workers // self.gpu.gpus_per_node)
+        return 2 * self.shape.layers * (self.assume.allreduce_latency_s * nodes + each / bandwidth)
 
     def _overhead(self, batch: float) -> float:
         return self.assume.decode_overhead_s + batch * self.assume.sequence_overhead_s

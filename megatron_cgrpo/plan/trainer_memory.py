@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -40,7 +41,7 @@ class TrainerMemory:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, field.name) for field in fields(self))
+        return math.fsum(getattr(self, field.name) for field in fields(self))
 
     @property
     def resident(self) -> float:
@@ -72,7 +73,10 @@ def stage_memory(
     # Beside what layers keep: the final norm, and the whole hidden states that the output layer reads.
     ends = size * shape.hidden * local * ((3 if te else 4) / shared + (shared > 1)) * last
     between = 4 * size * shape.hidden * local / shared * (parallel.pp > 1)
-    activations, workspace = tokens * kept + ends, tokens * working + between + _gradients_of_a_layer(shape, recipe, local)
+    activations, workspace = (
+        tokens * kept + ends,
+        tokens * working + between + _gradients_of_a_layer(shape, recipe, local),
+    )
     logits = _logits(shape, recipe, local) if last else 0.0
     parameters = _parameters(count, recipe, size)
     gpu_only = {"buffers": 0.0, "reserve": 0.0}
@@ -100,9 +104,10 @@ def gradient_dtype(config: OptimizerConfig) -> str:
 def optimizer_bytes(count: Parameters, recipe: Recipe) -> float:
     """Of a rank's states, on the device and on the host together: main parameters and two moments.
 
-    Distributed, a state is on one of the ranks that hold the same parameter. float32 parameters are their own main ones.
+    Distributed, a state is on one of the ranks that hold the same parameter. float32 parameters are their own main
+    ones.
     """
-    config, parallel = recipe.optimizer, recipe.parallel
+    config = recipe.optimizer
     if config.precision_aware:
         # Beside bf16 parameters the main ones are the sixteen bits that those lack.
         main = 2.0 if recipe.model.dtype == "bfloat16" else _BYTES[config.main_dtype]
@@ -135,8 +140,11 @@ def _parameters(count: Parameters, recipe: Recipe, size: int) -> float:
 
 
 def _logits(shape: ModelShape, recipe: Recipe, tokens: float) -> float:
-    """Of the fused log-probability's backward pass (``actor.logprob``): five float32 copies of a chunk's logits with the
-    entropy's gradient, three without, one in the training dtype; and the weight's gradient, twice and in that dtype."""
+    """Of the fused log-probability's backward pass (``actor.logprob``).
+
+    Five float32 copies of a chunk's logits with the entropy's gradient, three without, and one in the training dtype;
+    of the output weight's gradient one in float32 and two in that dtype.
+    """
     model = recipe.model
     rows = vocab_rows(shape, recipe.parallel.tp)
     size = 2 if model.dtype == "bfloat16" else 4

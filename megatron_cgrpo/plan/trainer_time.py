@@ -82,7 +82,7 @@ def compute_seconds(
     moved = 2 * elementwise * layers * tokens / (gpu.memory_bandwidth * assume.memory_efficiency)
     products = _product_seconds(recipe, shape, work, assume, gpu, tokens / number) / parallel.pp / ranks
     attention = work.attention / parallel.pp / ranks / (gpu.bf16_flops * assume.attention_efficiency)
-    launch = layers * number * assume.layer_launch_s * (1 if shape.experts is None else 3)
+    launch = layers * number * (assume.layer_launch_s if shape.experts is None else assume.expert_launch_s)
     width = min(shape.hidden, -(-shape.vocab // parallel.tp))
     head = work.head / ranks / (gpu.bf16_flops * _gemm(assume.gemm_efficiency, width, assume))
     return max(products + moved + attention, launch) + head
@@ -108,10 +108,7 @@ def _product_seconds(
         routed = here * shape.experts.per_token * parallel.ep / shape.experts.count
         width = min(shape.experts.ffn / parallel.expert_tp, shape.hidden, routed)
         seconds += (
-            work.experts
-            * assume.expert_imbalance
-            / (rate * _gemm(assume.grouped_efficiency, width, assume))
-            * eight
+            work.experts * assume.expert_imbalance / (rate * _gemm(assume.grouped_efficiency, width, assume)) * eight
         )
     return seconds
 
@@ -158,4 +155,3 @@ def _optimizer_seconds(recipe: Recipe, shape: ModelShape, assume: Assumptions, g
     on_device = (2 * states * (1 - share) + 2 * gradients) / (gpu.memory_bandwidth * assume.memory_efficiency)
     away = share * states
     return on_device + away / assume.offload_bandwidth + 3 * away / assume.host_memory_bandwidth
-
