@@ -16,11 +16,11 @@ but the exit code is 1.
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from pathlib import Path
 
+from scaling.arrays import array_commands
 from scaling.choice import choose
 from scaling.hardware import Hardware
 from scaling.planned import Plans
@@ -67,8 +67,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--limit-s", type=float, default=3600.0, help="of one run, start-up included")
     parser.add_argument("--most", type=int, help="runs of this call; 0: only the summary of what is there")
     parser.add_argument("--quick", action="store_true", help="a tiny model, two steps, no repetition")
-    parser.add_argument("--print-jobs", action="store_true", help="the missing runs as JSON lines, for a job array")
-    parser.add_argument("--collect", metavar="MACHINE", help="take over runs that a job array has made, on MACHINE")
+    parser.add_argument(
+        "--print-jobs", type=int, metavar="GPUS", help="only print Slurm job arrays of the missing runs, GPUS a node"
+    )
+    parser.add_argument("--collect", metavar="MACHINE", help="take over what such arrays have run, on MACHINE")
     options = parser.parse_args()
     for name in ("steps", "repeats"):
         if getattr(options, name) < 1:
@@ -93,8 +95,9 @@ def _study(options: argparse.Namespace) -> int:
     records = Records(out)
     records.check(choices)
     waiting = todo(choices, options.repeats, records)
-    if options.print_jobs:
-        return _print_jobs(waiting, runs)
+    if options.print_jobs is not None:
+        print("\n".join(array_commands(waiting, runs, options.print_jobs)))
+        return 0
     if options.collect is not None:
         _collect(waiting, runs, options.collect, records)
         waiting = []
@@ -111,14 +114,6 @@ def _study(options: argparse.Namespace) -> int:
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if failures else 0
-
-
-def _print_jobs(waiting: list[Todo], runs: Runs) -> int:
-    for each in waiting:
-        if each.choice.source == "measured":
-            _, recipe, *overrides = runs.command(each.choice.point, each.repeat)
-            print(json.dumps({"name": str(each), "recipe": recipe, "overrides": overrides}))
-    return 0
 
 
 def _collect(waiting: list[Todo], runs: Runs, machine: str, records: Records) -> None:

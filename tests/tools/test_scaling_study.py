@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import scaling_study
 from scaling import workload
+from scaling.arrays import array_commands
 from scaling.choice import Wanted, choose
 from scaling.hardware import Hardware
 from scaling.planned import Plans
@@ -23,7 +25,7 @@ from scaling.study_file import read_study_file
 from scaling.workload import QUICK, RecipeFile
 from scaling_records import record
 
-from megatron_cgrpo.config import ConfigError, check_recipe, model_shape
+from megatron_cgrpo.config import ConfigError, check_recipe, load_recipe, model_shape
 from megatron_cgrpo.observe.metrics import read_metrics
 from megatron_cgrpo.plan.assumptions import Assumptions
 from megatron_cgrpo.plan.estimate import estimate
@@ -247,6 +249,20 @@ def test_a_run_that_nobody_has_recorded_is_not_overwritten(tmp_path: Path) -> No
         runs.measure(point, 0)
 
 
+def test_runs_for_a_cluster_are_job_arrays_by_recipe_and_nodes(tmp_path: Path) -> None:
+    study = STUDIES["strong"](Basis(tmp_path, (QWEN3_32B,), factors=(1, 2)))
+    runs = Runs(tmp_path, STEPS, limit_s=60)
+    cluster = Hardware(gpus=128, cores=64, memory=1 << 40)
+    waiting = todo(choose([study], "real", cluster, runs, Plans(tmp_path, None)), 2, Records(tmp_path))
+    one, two = array_commands(waiting, runs, gpus_per_node=8)
+    for command, nodes, dp in ((one, 8, 8), (two, 16, 16)):
+        words = shlex.split(command.replace("\\\n", ""))
+        assert words[:6] == ["mcgrpo", "launch", "slurm", str(QWEN3_32B), "--nodes", str(nodes)]
+        recipes = [load_recipe(QWEN3_32B, shlex.split(task)) for task in words[7::2]]
+        assert [recipe.seed for recipe in recipes] == [0, 1]
+        assert {recipe.parallel.dp for recipe in recipes} == {dp} and len({recipe.run.dir for recipe in recipes}) == 2
+
+
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["scaling_study.py", *map(str, arguments)])
     return scaling_study.main()
@@ -271,9 +287,11 @@ def test_a_quick_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert (found["source"], found["point"], found["mfu"], found["memory_gib"] > 0) == ("measured", BASE, None, True)
     assert (out / "summary.json").is_file() and "Fewer than two points" in (out / "summary.md").read_text()
 
-    assert call(monkeypatch, *arguments, "--print-jobs") == 0
-    [job] = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
-    assert job["name"] == "strong x2, repetition 1" and "parallel.dp=2" in job["overrides"]
+    assert call(monkeypatch, *arguments, "--print-jobs", 0) == 0
+    command = shlex.split(capsys.readouterr().out.replace("\\\n", ""))
+    assert command[:3] == ["mcgrpo", "launch", "slurm"] and command[4:7] == ["--nodes", "1", "--array"]
+    [task] = command[7:]
+    assert {"parallel.dp=2", "seed=0", f"run.dir={out}/runs/strong-x2/repeat_0"} <= set(task.split())
     # As if an array had made both: the run that is there is taken over, the other is still missing.
     (out / "raw.jsonl").unlink()
     assert call(monkeypatch, *arguments, "--collect", "partition a") == 0

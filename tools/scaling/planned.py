@@ -16,6 +16,7 @@ from megatron_cgrpo.config import ConfigError, model_shape
 from megatron_cgrpo.plan.assumptions import assumptions_of
 from megatron_cgrpo.plan.estimate import estimate
 from megatron_cgrpo.plan.gpus import GPUS, gpu_of
+from megatron_cgrpo.plan.shortfalls import fits
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,8 @@ class Plans:
         """Raises RuntimeError where the planner cannot plan the point."""
         assert self.gpu is not None  # checked
         recipe = workload.read(point.workload, self.out, point.overrides)
-        gpu = gpu_of(self.gpu)
         try:
-            found = estimate(recipe, model_shape(recipe), gpu, assumptions_of(self.assume))
+            found = estimate(recipe, model_shape(recipe), gpu_of(self.gpu), assumptions_of(self.assume))
         except ConfigError as error:
             raise RuntimeError(f"point {point.name}: {error}") from error
         time, work = found.time, found.work
@@ -73,7 +73,7 @@ class Plans:
             },
             samples=work.generate.sequences,
             memory_gib=found.training_peak,
-            fits=max(found.training_peak, found.sampling_peak) <= gpu.memory_gib,
+            fits=fits(found, found.gpus),
             mfu=time.trainer.mfu,
             commit=commit(),
             at=datetime.now(UTC).isoformat(timespec="seconds"),

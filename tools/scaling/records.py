@@ -26,7 +26,7 @@ class Record:
     ``tokens``: ``update``, prompts and responses that went through the updates; ``sampled``, by the engines.
     ``memory_gib``: the peak of one trainer rank. ``mfu``: of the updates, of the GPUs' bf16 peak; null on CPU.
     ``reason`` says why a point was planned. ``machine`` describes where it ran, or what was planned for, and ``fits``
-    whether a plan fits into the memory of its GPUs.
+    whether a plan fits on its GPUs.
     """
 
     point: str

@@ -48,7 +48,10 @@ class Runs:
         """The arguments of ``mcgrpo``, for whoever runs it elsewhere."""
         steps = WARM_UP + self.steps + COOL_DOWN
         settings = (f"run.dir={self.directory(point, repeat)}", f"train.steps={steps}", *self.overrides(point, repeat))
-        return ["train", str(point.workload.recipe(self.out)), *settings]
+        return ["train", str(self.recipe(point)), *settings]
+
+    def recipe(self, point: Point) -> Path:
+        return point.workload.recipe(self.out)
 
     def definition(self, point: Point) -> dict[str, Any]:
         return point.definition() | {"steps": self.steps}
@@ -60,7 +63,7 @@ class Runs:
             made = "a run is there that this study has not made"
             raise ConfigError(f"{directory}: {made}: take its figures with --collect, or remove it")
         shutil.rmtree(directory, ignore_errors=True)  # what an interrupted call has left
-        recipe, machine = point.workload.recipe(self.out), describe()
+        recipe, machine = self.recipe(point), describe()
         steps = train(recipe, directory, self.steps, self.overrides(point, repeat), limit_s=self.limit_s)
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
         return self._record(point, repeat, steps, machine)
