@@ -166,7 +166,7 @@ def _forward_logits(chunks: list[Any], case: Case, world: ParallelState) -> torc
     [shard] = reports
     shards = [torch.empty_like(shard) for _ in range(world.tp_size)]
     dist.all_gather(shards, shard.contiguous(), group=world.tp_group)
-    return torch.cat(shards, dim=-1)[0] if world.tp_rank == 0 else None
+    return torch.cat(shards, dim=-1)[0] if world.tp_rank == 0 and world.dp_rank == 0 else None
 
 
 def _batches(case: Case, world: ParallelState) -> list[Any]:
