@@ -18,7 +18,7 @@ TWO_RANKS = [
     Case({"cp": 2}, micro_batch_tokens=1, recompute={"granularity": "full"}),
 ]
 SPLIT_EVERY_WAY = [
-    Case({"cp": 2, "tp": 2, "sequence_parallel": True, "ep": 4, "etp": 1}, micro_batch_tokens=40),
+    Case({"cp": 2, "tp": 2, "sequence_parallel": True, "ep": 2, "etp": 1}, micro_batch_tokens=40),
     Case({"cp": 2, "pp": 2, "vpp": 2, "ep": 2}, packed=False),
 ]
 
