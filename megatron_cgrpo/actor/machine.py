@@ -95,8 +95,8 @@ def _cuda_only(
         return
     if optimizer.offload:
         yield (
-            f"optimizer.offload={optimizer.offload}: moves states from GPUs to host memory, where they are already: set "
-            "optimizer.offload=0"
+            f"optimizer.offload={optimizer.offload}: moves states from GPUs to host memory, where they are already: "
+            "set optimizer.offload=0"
         )
     if parallel.overlap.tensor:
         yield "parallel.overlap.tensor=true: user buffers are memory of GPUs: set parallel.overlap.tensor=false"
