@@ -4,9 +4,9 @@ Megatron adds their gradients where the router is, and multiplies each micro-bat
 a division by all tokens at the end of the step. ``finalize_gradients`` leaves that division out, since the objective's
 weights hold their own denominator; here the coefficients hold the auxiliary losses'. So
 
-    added loss = coefficient * sum over micro-batches (tokens / all tokens of the update) * loss of the micro-batch
+    added loss = coefficient * sum over layers and micro-batches (tokens / all tokens of the update) * loss there
 
-whatever the layout. Padding counts as tokens: it is routed too.
+whatever the layout: the same for every token, whatever its advantage. Padding counts as tokens: it is routed too.
 """
 
 from __future__ import annotations
