@@ -37,11 +37,12 @@ class RouterLosses:
         return has_experts and bool(self._moe.aux_loss or self._moe.z_loss)
 
     def begin(self, batches: list[MicroBatch]) -> None:
-        """Collective over data-parallel ranks. ``batches`` are this rank's part of the update."""
+        """Collective over data-parallel ranks. ``batches`` are this replica's part of the update, whole on each of its
+        context-parallel ranks."""
         if not self.active:
             return
-        first = batches[0].tokens
-        tokens = torch.tensor(float(sum(batch.tokens.numel() for batch in batches)), device=first.device)
+        first, ranks = batches[0].tokens, self._config.context_parallel_size
+        tokens = torch.tensor(sum(batch.tokens.numel() for batch in batches) / ranks, device=first.device)
         dist.all_reduce(tokens, group=self._chunk.dp_cp_group)
         # Each rank's router sees its share of a micro-batch's tokens, and Megatron multiplies by that share.
         config, self._batches = self._config, len(batches)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_cgrpo.config.fp8_checks import fp8_problems, fp8_shape_problems
-from megatron_cgrpo.config.micro_batches import fp8_rows, of_fixed_length
+from megatron_cgrpo.config.micro_batches import length_multiple, of_fixed_length
 from megatron_cgrpo.config.optimizer import OptimizerConfig
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.section import Section
@@ -202,7 +202,7 @@ def _fixed_length(recipe: Recipe) -> Iterator[str]:
             f"train.micro_batch_tokens={train.micro_batch_tokens}: {field} needs micro-batches of this one length, and "
             f"a sequence may have {longest} tokens: raise it"
         )
-    multiple = parallel.cp * parallel.tp * fp8_rows(recipe.model.fp8, parallel)
+    multiple = length_multiple(recipe.model, parallel)
     if train.micro_batch_tokens % multiple:
         yield (
             f"train.micro_batch_tokens={train.micro_batch_tokens}: {field} needs micro-batches of this one length, "

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 from megatron_cgrpo.config.model import Fp8Config, ModelConfig
 from megatron_cgrpo.config.parallel import ParallelConfig
 
 _FP8_ROWS = {"none": 1, "delayed": 16, "tensorwise": 16, "blockwise": 128, "mxfp8": 32}
+
+
+def row_multiple(cp: int) -> int:
+    """What divides the length of every sequence that ``cp`` ranks share: each takes two chunks of it."""
+    return 1 if cp == 1 else 2 * cp
+
+
+def length_multiple(model: ModelConfig, parallel: ParallelConfig) -> int:
+    """What divides the length of every micro-batch: context parallelism splits its sequences, sequence parallelism what
+    is left over tensor-parallel ranks, and each part has to suit FP8."""
+    shards = parallel.tp if parallel.sequence_parallel else 1
+    return math.lcm(row_multiple(parallel.cp), parallel.cp * shards * fp8_rows(model.fp8, parallel))
 
 
 def fp8_rows(fp8: Fp8Config, parallel: ParallelConfig) -> int:
