@@ -12,7 +12,9 @@ from torch import Tensor
 from megatron_cgrpo.actor import objectives
 from megatron_cgrpo.actor import policy as policy_module
 from megatron_cgrpo.actor.microbatches import Layout, build_microbatches
+from megatron_cgrpo.actor.model_weights import load_main_weights, named_parameters
 from megatron_cgrpo.actor.optimizer import buffer_config
+from megatron_cgrpo.config.model import ModelConfig
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.data.microbatch import unpack_response_values
 from megatron_cgrpo.data.packing import schedule
@@ -66,3 +68,15 @@ def recomputed(rank: int, ports: list[int], model_dir: str, parallel: Parallel) 
             trained.update(parts, objectives.policy_gradient(SPEC))
             results.append(exported(trained))
     return results
+
+
+def main_weights(rank: int, ports: list[int], model_dir: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of a bfloat16 policy, per parameter of which this rank has a part: the optimiser's weights, from both sources."""
+    with policy(model_dir, {"dp": 2}, rank, ports[0], ModelConfig(dtype="bfloat16")) as (trained, state):
+        read = HFCheckpoint(Path(model_dir)).read
+        trained.load(read)
+        names = {parameter: name for name, parameter in named_parameters(trained._chunks)}
+        own = {name: p.main_param for p, name in names.items() if getattr(p, "main_param", None) is not None}
+        rounded = {name: main.clone() for name, main in own.items()}
+        load_main_weights(trained._optimizer, trained._chunks, trained._spec.shape, read, state)
+        return {name: (rounded[name], main.detach().clone()) for name, main in own.items()}
