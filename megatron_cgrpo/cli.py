@@ -8,6 +8,7 @@ import typer
 
 from checkpoints_convert.cli import convert_app
 from megatron_cgrpo.commands.analyse import analyse
+from megatron_cgrpo.commands.doctor import doctor
 from megatron_cgrpo.commands.evaluate import evaluate
 from megatron_cgrpo.commands.preview import preview
 from megatron_cgrpo.commands.recipe import (
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 
 app.add_typer(convert_app)
+app.command()(doctor)
 app.command("eval")(evaluate)
 app.command()(preview)
 app.command()(report)
