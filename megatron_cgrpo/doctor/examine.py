@@ -24,7 +24,7 @@ def examine(recipe: Recipe | None, run_dir: Path, stop: StopSignal, *, full: boo
     try:
         from megatron_cgrpo.doctor.together import examine_cluster
     except ImportError as error:
-        yield Check("ray", "fail", str(error), "can be imported", "install the pinned versions: make env")
+        yield Check("ray cluster", "fail", str(error), "can be imported", "install the pinned versions: make env")
         yield from examine_machine(gather(), recipe)
         yield disk_check(run_dir, try_disk(run_dir))
     else:

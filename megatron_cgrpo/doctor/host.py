@@ -56,11 +56,11 @@ def _gpus(facts: NodeFacts) -> Iterator[Check]:
         yield Check("peer access", "skipped", "needs two GPUs")
         return
     pairs = facts.usable_gpus * (facts.usable_gpus - 1)
+    first = "".join(f", not {a} from {b}" for a, b in facts.strangers[:1])
     yield judged(
         "peer access",
         not facts.strangers,
-        f"{pairs - len(facts.strangers)} of {pairs} pairs"
-        + "".join(f", not {a} → {b}" for a, b in facts.strangers[:1]),
+        f"{pairs - len(facts.strangers)} of {pairs} pairs{first}",
         "every pair of GPUs",
         "without it tensors travel through the host: check `nvidia-smi topo -p2p r`, disable ACS or the IOMMU's "
         "translation, and give containers --ipc=host",

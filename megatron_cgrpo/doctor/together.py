@@ -40,7 +40,7 @@ def examine_cluster(recipe: Recipe | None, run_dir: Path, stop: StopSignal, *, f
                 yield _with_imports("trainer and engine", lambda: _tiny_run(stop))
     except (ConfigError, RunError) as error:
         remedy = "start it (docs/scale.md), or unset RAY_ADDRESS to look at this machine alone"
-        yield Check("ray", "fail", first_line(error), "a cluster answers", remedy)
+        yield Check("ray cluster", "fail", first_line(error), "a cluster answers", remedy)
         yield from examine_machine(gather(), recipe)
         yield disk_check(run_dir, try_disk(run_dir))
 
@@ -49,7 +49,7 @@ def _ray(nodes: list[Node]) -> Check:
     """Inside a Slurm allocation all of its machines should have joined."""
     wanted = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     return judged(
-        "ray",
+        "ray cluster",
         len(nodes) >= wanted,
         f"{len(nodes)} node(s): {', '.join(node.host for node in nodes)}",
         f"{wanted} node(s)" + (", as many as Slurm has allocated" if wanted > 1 else ""),

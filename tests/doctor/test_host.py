@@ -65,6 +65,5 @@ def test_the_kinds_of_a_cluster() -> None:
     assert kinds_check([machine()]).status == "skipped"
     assert kinds_check([gpu_machine(), gpu_machine(), machine()]).status == "ok"
     assert kinds_check([gpu_machine(), gpu_machine(**ONE_GPU)]).status == "warn"
-    assert kinds_check(
-        [gpu_machine(), gpu_machine(gpus=(replace(H200, name="NVIDIA H100 80GB HBM3"),) * 2)]
-    ).status == ("warn")
+    other = gpu_machine(gpus=(replace(H200, name="NVIDIA H100 80GB HBM3"),) * 2)
+    assert kinds_check([gpu_machine(), other]).status == "warn"
