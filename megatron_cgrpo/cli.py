@@ -10,6 +10,7 @@ from checkpoints_convert.cli import convert_app
 from megatron_cgrpo.commands.analyse import analyse
 from megatron_cgrpo.commands.doctor import doctor
 from megatron_cgrpo.commands.evaluate import evaluate
+from megatron_cgrpo.commands.plan import plan
 from megatron_cgrpo.commands.preview import preview
 from megatron_cgrpo.commands.recipe import (
     CheckpointOption,
@@ -39,6 +40,7 @@ app.add_typer(convert_app)
 app.command()(doctor)
 app.command("eval")(evaluate)
 app.command()(preview)
+app.command()(plan)
 app.command()(report)
 app.command()(rescue)
 app.command()(analyse)
