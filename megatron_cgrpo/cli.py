@@ -9,6 +9,7 @@ import typer
 from checkpoints_convert.cli import convert_app
 from megatron_cgrpo.commands.analyse import analyse
 from megatron_cgrpo.commands.evaluate import evaluate
+from megatron_cgrpo.commands.launch import launch_app
 from megatron_cgrpo.commands.preview import preview
 from megatron_cgrpo.commands.recipe import CheckpointOption, OverridesArgument, RecipeArgument, load_checked
 from megatron_cgrpo.commands.report import report
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 
 app.add_typer(convert_app)
+app.add_typer(launch_app)
 app.command("eval")(evaluate)
 app.command()(preview)
 app.command()(report)
