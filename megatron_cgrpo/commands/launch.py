@@ -71,7 +71,7 @@ def slurm(
 
 @launch_app.command()
 def local(recipe: RecipeArgument, overrides: OverridesArgument = None, resume: ResumeOption = False) -> None:
-    """Train on this machine alone, once it is clear that it has the GPUs, or without one the cores, for it.
+    """Train on this machine alone, which must have the GPUs for it; without any, processes share the cores.
 
     Example: mcgrpo launch local examples/sandbox.yaml run.dir=runs/first train.steps=20
     """
@@ -105,7 +105,7 @@ def in_cluster(
         resolved = load_checked(recipe, overrides)
         check_run_dir(resolved, resume)
         log_progress()
-        from megatron_cgrpo.trainer.run import train_in_cluster
+        from megatron_cgrpo.trainer.in_cluster import train_in_cluster
 
         train_in_cluster(resolved, address, resume=resume, wait_s=wait)
 

@@ -40,11 +40,11 @@ def _alive() -> dict[str, dict[str, float]]:
 
 
 def main(address: str, timeout_s: float, names: Sequence[str]) -> int:
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         nodes = wait_for_nodes(names, timeout_s)
-    except NodesMissing as missing:
-        sys.stderr.write(f"{missing}\n")
+    except (NodesMissing, ConnectionError) as error:
+        sys.stderr.write(f"{error}\n")
         return 1
     for name, resources in nodes.items():
         sys.stdout.write(f"{name}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs\n")
