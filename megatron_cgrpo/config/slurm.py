@@ -45,10 +45,9 @@ class ContainerConfig(Section):
 
 class SlurmConfig(NodeGroup):
     """``gpu`` is the kind of GPU, for the check that the run fits. ``interface`` is the network interface (``ib0``)
-    that Ray, NCCL and gloo use; null: their own choice. ``venv`` is activated where there is no container; null: what the
-    submitting shell has. ``options`` are further ``#SBATCH`` options, ``prologue`` lines
-    of the script, such as ``module load cuda``, and ``environment`` has a ``NAME=value`` for
-    each variable of all processes.
+    that Ray, NCCL and gloo use; null: their own choice. ``venv`` is activated where there is no container; null: what
+    the submitting shell has. ``options`` are further ``#SBATCH`` options, ``prologue`` lines of the script, such as
+    ``module load cuda``, and ``environment`` has a ``NAME=value`` for each variable of all processes.
 
     ``warning_s`` before the end of its time, and when it is pre-empted, a job saves, is queued again and resumes:
     ``requeues`` times in a row without a step in between (0: never). ``log_dir`` is created where the job is submitted.
@@ -87,8 +86,8 @@ class SlurmConfig(NodeGroup):
     def _possible(self) -> "SlurmConfig":
         if self.warning_s >= self.time_limit:
             raise ValueError(
-                f"warning_s={self.warning_s} is no less than time_limit={self.time_limit}: the job would be told to end "
-                "when it begins: raise time_limit"
+                f"warning_s={self.warning_s} is no less than time_limit={self.time_limit}: the job would be told to "
+                "end when it begins: raise time_limit"
             )
         if wrong := [option for option in self.options if not option.startswith("-")]:
             raise ValueError(f"options: {wrong[0]!r} is no option of sbatch: write it as --name=value")

@@ -1,4 +1,6 @@
-"""Waits until every node of a job is in its Ray cluster: ``python -m megatron_cgrpo.launch.barrier ADDRESS SECONDS NODE...``
+"""Waits until every node of a job is in its Ray cluster.
+
+    python -m megatron_cgrpo.launch.barrier ADDRESS SECONDS NODE...
 
 Exit code 1, with the nodes that are missing, where that takes longer.
 """

@@ -69,8 +69,8 @@ def _join(address: str) -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise ConfigError(
-            f"RAY_ADDRESS={address}: {str(error).partition('. ')[0]}: start the run on a node of that cluster, with its "
-            "token in RAY_AUTH_TOKEN and RAY_AUTH_MODE=token if it has one"
+            f"RAY_ADDRESS={address}: {str(error).partition('. ')[0]}: start the run on a node of that cluster, with "
+            "its token in RAY_AUTH_TOKEN and RAY_AUTH_MODE=token if it has one"
         ) from error
 
 

@@ -16,11 +16,12 @@ def check_machine(devices: int) -> None:
     """
     if address := os.environ.get("RAY_ADDRESS"):
         raise ConfigError(
-            f"RAY_ADDRESS={address}: names another cluster than this machine: unset it, or use mcgrpo launch ray {address}"
+            f"RAY_ADDRESS={address}: names another cluster than this machine: unset it, or use mcgrpo launch "
+            f"ray {address}"
         )
     gpus = torch.cuda.device_count()
     if gpus and gpus < devices:
         raise ConfigError(
-            f"parallel and rollout ask for {devices} GPUs, and this machine has {gpus}: lower parallel.tp, pp or dp, or "
-            "rollout.engines, set rollout.placement=colocated, or use mcgrpo launch slurm"
+            f"parallel and rollout ask for {devices} GPUs, and this machine has {gpus}: lower parallel.tp, pp or dp, "
+            "or rollout.engines, set rollout.placement=colocated, or use mcgrpo launch slurm"
         )

@@ -67,8 +67,8 @@ def check_job(job: Job, devices: int) -> None:
     if job.devices is not None and job.devices < devices:
         raise ConfigError(
             f"--nodes={job.nodes}: have {job.devices} {'GPUs' if job.resolved.slurm.gpus_per_node else 'CPUs'} by "
-            f"slurm.gpus_per_node and cpus_per_node, and parallel and rollout ask for {devices}: ask for more nodes, or "
-            "lower parallel or rollout.engines"
+            f"slurm.gpus_per_node and cpus_per_node, and parallel and rollout ask for {devices}: ask for more nodes, "
+            "or lower parallel or rollout.engines"
         )
 
 

@@ -1,4 +1,4 @@
-"""Jobs in a real Slurm, whose Ray and whose training are stand-ins: what starts, what a signal leads to, what is left."""
+"""Jobs in a real Slurm, whose Ray and training are stand-ins: what starts, what a signal leads to, what is left."""
 
 from __future__ import annotations
 
