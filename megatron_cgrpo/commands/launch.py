@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_cgrpo.commands.recipe import OverridesArgument, RecipeArgument, load_checked
+from megatron_cgrpo.commands.recipe import OverridesArgument, RecipeArgument, load_checked, load_planned
 from megatron_cgrpo.config import ConfigError, Recipe, check_run_dir
 from megatron_cgrpo.console import log_progress, readable_errors
 
@@ -48,13 +48,15 @@ def slurm(
         from megatron_cgrpo.trainer.system import processes
 
         shared = overrides or []
-        resolved = load_checked(recipe, shared)
+        load = load_planned if dry_run else load_checked  # a script may be made where model and data are not
+        resolved = load(recipe, shared)
         tasks = array_tasks(resolved, array or [], _seeds(array_seeds))
-        job = Job(recipe, tuple(shared), resolved, nodes, tasks, command=_command())
+        settings = tuple(each for each in shared if not each.startswith(("run.dir=", "slurm.")))  # the script has these
+        job = Job(recipe, settings, resolved, nodes, tasks, command=_command())
         check_job(job, processes(resolved, critic=True))
         runs = [resolved]
         if tasks:
-            runs = [load_checked(recipe, [*shared, *task.overrides, f"run.dir={task.run_dir}"]) for task in tasks]
+            runs = [load(recipe, [*shared, *task.overrides, f"run.dir={task.run_dir}"]) for task in tasks]
         for run in runs:
             if not dry_run:
                 check_run_dir(run, resume)
