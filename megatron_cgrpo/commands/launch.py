@@ -47,11 +47,12 @@ def slurm(
         from megatron_cgrpo.launch.slurm import Job, check_job, render, submit
         from megatron_cgrpo.trainer.system import processes
 
-        load = load_planned if dry_run else load_checked  # a script can be read before the model is there
         shared = overrides or []
+        load = load_planned if dry_run else load_checked  # a script may be made where model and data are not
         resolved = load(recipe, shared)
         tasks = array_tasks(resolved, array or [], _seeds(array_seeds))
-        job = Job(recipe, tuple(shared), resolved, nodes, tasks, command=_command())
+        settings = tuple(each for each in shared if not each.startswith(("run.dir=", "slurm.")))  # the script has these
+        job = Job(recipe, settings, resolved, nodes, tasks, command=_command())
         check_job(job, processes(resolved, critic=True))
         runs = [resolved]
         if tasks:

@@ -24,6 +24,7 @@ GPUS = {
     "qwen3_32b": (64, "h200"),
     "qwen3_32b_fp8": (64, "h200"),
 }
+GPUS_PER_NODE = 8
 NEAR = 1.1
 """A shipped layout's step over the best one's that the planner knows: simpler axes are worth a little."""
 
@@ -57,7 +58,8 @@ def test_every_value_is_explained(path: Path) -> None:
 def test_a_recipe_fits_where_it_says_and_is_near_the_best_layout(name: str) -> None:
     count, kind = GPUS[name]
     text = (EXAMPLES / f"{name}.yaml").read_text()
-    assert re.search(rf"^#   mcgrpo plan examples/{name}\.yaml --gpus {count} --gpu {kind}$", text, re.MULTILINE)
+    assert f"#   mcgrpo plan examples/{name}.yaml --gpus {count} --gpu {kind}\n" in text
+    assert f"#   mcgrpo launch slurm examples/{name}.yaml --nodes {count // GPUS_PER_NODE}\n" in text
     plan = make_plan(load_planned(EXAMPLES / f"{name}.yaml", None), gpu_of(kind), count, Assumptions(), layouts=1)
     assert plan.fits, plan.problems
     assert plan.made.time.step <= NEAR * plan.layouts[0].time.step
