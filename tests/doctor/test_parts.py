@@ -4,14 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cgrpo.config import load_recipe
+from megatron_cgrpo.config import check_recipe, load_recipe, model_shape
 from megatron_cgrpo.doctor.all_reduce import places
 from megatron_cgrpo.doctor.check import Check, as_json, healthy, judged
 from megatron_cgrpo.doctor.devices import device_check
 from megatron_cgrpo.doctor.disk import disk_check, measure_disk
 from megatron_cgrpo.doctor.needs import BUCKET, OBJECTS, shared_memory_needed
 from megatron_cgrpo.doctor.nodes import Node
+from megatron_cgrpo.doctor.tiny_run import tiny_recipe
 from megatron_cgrpo.launch.cluster import OBJECT_STORE_BYTES
+from megatron_cgrpo.trainer.system import processes
 from megatron_cgrpo.weights.transfer.file import DEFAULT_BUCKET_BYTES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -64,3 +66,10 @@ def test_the_devices_of_a_recipe() -> None:
     assert device_check(large, [GPU_NODE] * 8, cuda=True).status == "ok"
     assert device_check(large, [GPU_NODE] * 7, cuda=True).status == "fail"
     assert device_check(large, [Node("a", "one", 8.0, 2)] * 32, cuda=True).status == "fail"  # engines take four
+
+
+@pytest.mark.parametrize(("gpus", "devices", "dtype"), [(0, 2, "float32"), (1, 1, "bfloat16"), (8, 2, "bfloat16")])
+def test_the_tiny_run_takes_what_there_is(gpus: int, devices: int, dtype: str) -> None:
+    recipe = tiny_recipe(gpus)
+    check_recipe(recipe, model_shape(recipe))
+    assert (processes(recipe), recipe.model.dtype) == (devices, dtype)
