@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from megatron_cgrpo.commands.recipe import load_planned
@@ -71,5 +72,5 @@ def doctor(
 def _table(rows: Iterable[tuple[str, str, str, str, str]]) -> Table:
     table = Table("node", "check", "", "found", "expected")
     for node, name, status, found, expected in rows:
-        table.add_row(node, name, f"[{_STYLES[status]}]{status}[/]", found, expected)
+        table.add_row(node, name, f"[{_STYLES[status]}]{status}[/]", escape(found), escape(expected))
     return table
