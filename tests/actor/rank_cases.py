@@ -14,11 +14,12 @@ from megatron_cgrpo.actor.forward import run_microbatches
 from megatron_cgrpo.actor.microbatches import Layout, build_microbatches
 from megatron_cgrpo.actor.model import build_chunks
 from megatron_cgrpo.actor.model_weights import WeightExport, load_weights, named_parameters
-from megatron_cgrpo.actor.optimizer import wrap_for_training
+from megatron_cgrpo.actor.optimizer import buffer_config, wrap_for_training
 from megatron_cgrpo.actor.parallel import Endpoint, ParallelState
 from megatron_cgrpo.algorithm.spec import LossSpec
 from megatron_cgrpo.config.model import ModelConfig
 from megatron_cgrpo.config.model_shape import read_model_shape
+from megatron_cgrpo.config.optimizer import OptimizerConfig
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.data.packing import schedule
 from megatron_cgrpo.types import Origin, TrainRow
@@ -70,9 +71,11 @@ def gradients(rank: int, ports: list[int], model_dir: str, cases: list[Case]) ->
     for number, case in enumerate(cases):
         with _World(case, rank, ports[number]) as world:
             shape = read_model_shape(Path(model_dir))
-            chunks = build_chunks(shape, ModelConfig(logprob_chunk=16, recompute=case.recompute), case.config(), world)
+            model = ModelConfig(logprob_chunk=16, recompute=case.recompute)
+            chunks = build_chunks(shape, model, case.config(), world)
             load_weights(chunks, shape, HFCheckpoint(Path(model_dir)).read, world)
-            wrapped = wrap_for_training(chunks, distributed=False, overlap=case.config().overlap.gradients)
+            buffers = buffer_config(OptimizerConfig(distributed=False), case.config().overlap, model)
+            wrapped = wrap_for_training(chunks, buffers)
             for chunk in wrapped:
                 chunk.train()
                 chunk.zero_grad_buffer()
