@@ -25,6 +25,9 @@ _STAGES = (1, 2, 4, 8, 16)
 _CHECKED = 200
 """Of the fastest trainer layouts, how many are planned whole."""
 
+_KEPT = 10
+"""Of each split of the GPUs, so that there is a choice among layouts of nearly the same speed."""
+
 _UTILIZATIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
@@ -50,7 +53,7 @@ def best_layouts(made: Estimate, gpus: int, limit: int = 10) -> list[Estimate]:
             if planned is not None:
                 found.append(planned)
                 kept += 1
-            if kept == limit:
+            if kept == max(limit, _KEPT):
                 break
     return sorted(found, key=_rank)[:limit]
 
