@@ -19,11 +19,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-START_S = 15
+START_S = 60
 STOP_S = 60
 CONF = """\
 ClusterName=mcgrpo
@@ -184,7 +185,7 @@ def _slurm(conf: Path, *command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
 
 
-def _wait(done, complaint: str) -> None:  # type: ignore[no-untyped-def]
+def _wait(done: Callable[[], bool], complaint: str) -> None:
     deadline = time.monotonic() + START_S
     while not done():
         if time.monotonic() >= deadline:
