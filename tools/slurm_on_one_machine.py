@@ -130,7 +130,16 @@ def stop(home: Path) -> None:
 
 def _end_daemons(home: Path) -> None:
     for line in reversed((home / "pids").read_text().splitlines()):
-        _end(int(line))
+        if _is_ours(int(line), home):
+            _end(int(line))
+
+
+def _is_ours(pid: int, home: Path) -> bool:
+    """Its number may have gone to another process meanwhile."""
+    try:
+        return str(home).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _configuration(home: Path, nodes: int, cpus: int, grace_s: int, parameters: str) -> str:
