@@ -26,7 +26,7 @@ from scaling.hardware import Hardware
 from scaling.planned import Plans
 from scaling.plots import plot
 from scaling.points import Study, shared
-from scaling.records import Record, Records
+from scaling.records import Record, Records, alone
 from scaling.runner import Todo, todo, work
 from scaling.runs import Runs
 from scaling.studies import STUDIES, Basis
@@ -42,7 +42,8 @@ def main() -> int:
     options = _options()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is running is ended, too
     try:
-        return _study(options)
+        with alone(options.out.absolute()):
+            return _study(options)
     except ConfigError as error:
         print("\n".join(f"error {problem}" for problem in error.problems), file=sys.stderr)
         return 2

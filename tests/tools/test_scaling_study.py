@@ -17,7 +17,7 @@ from scaling.choice import Wanted, choose
 from scaling.hardware import Hardware
 from scaling.planned import Plans
 from scaling.points import BASE, Choice, Point, Study, shared
-from scaling.records import Record, Records
+from scaling.records import Record, Records, alone
 from scaling.runner import Todo, todo, work
 from scaling.runs import Runs, mfu
 from scaling.studies import STUDIES, Basis
@@ -177,6 +177,13 @@ def test_a_point_that_is_defined_otherwise_is_refused_by_name(tmp_path: Path) ->
     (tmp_path / "raw.jsonl").write_text("{}\n")
     with pytest.raises(ConfigError, match="raw.jsonl:1: is no record of a point"):
         Records(tmp_path)
+
+
+def test_two_calls_do_not_work_in_one_directory(tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(ConfigError, match="another call works there"), alone(tmp_path):
+        raise AssertionError("both are in")
+    with alone(tmp_path):
+        pass
 
 
 def test_what_runs_here_is_measured_and_the_rest_planned_with_its_whole_study(tmp_path: Path) -> None:
