@@ -121,6 +121,9 @@ def test_a_point_alone_is_compared_with_nothing() -> None:
     strong = study("strong", 1, 2)
     records = [timed(strong.at[0], 8.0), timed(strong.at[1], 4.0, source="planned")]
     assert summarise([strong], records)["studies"]["strong"]["series"] == []
+    without_the_first = study("strong", 1, 2, 4)
+    records = [timed(at, 8.0) for at in without_the_first.at[1:]]
+    assert summarise([without_the_first], records)["studies"]["strong"]["series"] == []
 
 
 def test_studies_share_points_that_are_the_same_work() -> None:

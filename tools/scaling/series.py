@@ -77,12 +77,12 @@ class Series:
 
 
 def series_of(study: Study, records: Sequence[Record]) -> Iterator[Series]:
-    """None of a source or machine that has fewer than two points: there is nothing to compare."""
+    """None of a source or machine that lacks the study's first point, or has no other: there is nothing to compare."""
     for source, machine in dict.fromkeys((record.source, str(record.machine["name"])) for record in records):
         own = [record for record in records if (record.source, record.machine["name"]) == (source, machine)]
         by_point = {at: {r.repeat: r for r in own if r.point == at.point.name} for at in study.at}
         there = {at: found for at, found in by_point.items() if found}
-        if len(there) > 1:
+        if len(there) > 1 and study.at[0] in there:
             common = sorted(set.intersection(*(set(found) for found in there.values())))
             if common:
                 aligned = tuple(tuple(found[repeat] for repeat in common) for found in there.values())

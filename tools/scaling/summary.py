@@ -47,7 +47,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
             parts += [f"## {name}: {series['source']}", _about(series), _points(study["axis"], series)]
             parts += [_exponents(series)] if study["kind"] == "growth" else []
         if not study["series"]:
-            parts += [f"## {name}", "Fewer than two points of one source: nothing to compare."]
+            parts += [f"## {name}", "No first point with another of the same source: nothing to compare."]
     parts += ["## Fitted: seconds of a step = fixed + rates x amounts", _fits(summary)]
     return "\n\n".join(parts) + "\n"
 
