@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_cgrpo.actor.context import context_group, own_part
+from megatron_cgrpo.actor.context import context_group, own_parts
 from megatron_cgrpo.actor.logprob import linear_logprob
 from megatron_cgrpo.actor.norm import RMSNorm
 from megatron_cgrpo.actor.packed_attention import SDPACoreAttention
@@ -235,9 +235,7 @@ def forward_microbatch(chunk: torch.nn.Module, batch: MicroBatch) -> Any:
     kinds of lengths, need not skip it; no other token sees it.
     """
     group = context_group(chunk)
-    tokens, positions, targets = (
-        own_part(value, batch, group) for value in (batch.tokens, batch.positions, batch.targets)
-    )
+    tokens, positions, targets = own_parts((batch.tokens, batch.positions, batch.targets), batch, group)
     packed = None
     if batch.cu_seqlens is not None:
         padded = batch.cu_seqlens if group.size() > 1 else None

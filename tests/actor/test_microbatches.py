@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatron_cgrpo.actor.microbatches import Layout, build_microbatches
-from megatron_cgrpo.config.model import ModelConfig
+from megatron_cgrpo.config.model import Fp8Config, ModelConfig
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.types import TrainRow
 
@@ -61,3 +61,19 @@ def test_user_buffers_and_the_all_gather_of_tokens_get_one_length_for_ever(
         assert {tuple(batch.tokens.shape) for batch in batches} == {(1, 12)}
     with pytest.raises(ValueError, match=r"a sequence has 13 tokens: raise train\.micro_batch_tokens=12"):
         build_microbatches([[row(13)]], layout, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("recipe", "part"), [("none", 2), ("delayed", 32)])
+@pytest.mark.parametrize("packed", [True, False])
+def test_context_parallel_ranks_share_each_row_and_tensor_parallel_ones_what_is_left(
+    recipe: str, part: int, packed: bool
+) -> None:
+    """Of cp=2, tp=2: rows in four chunks, and each rank's half of a micro-batch in two parts that suit FP8."""
+    parallel = ParallelConfig(cp=2, tp=2, sequence_parallel=True)
+    layout = Layout.of(parallel, packed, ModelConfig(fp8=Fp8Config.model_validate({"recipe": recipe})))
+    [batch] = build_microbatches([[row(3), row(6), row(5)]], layout, torch.device("cpu"))
+    assert layout.row_length(row(5)) == 8
+    assert batch.tokens.shape[1] // 2 % part == 0
+    if packed:
+        assert batch.cu_seqlens is not None
+        assert batch.cu_seqlens.diff().tolist()[:3] == [4, 8, 8]
