@@ -1,0 +1,59 @@
+"""Checks of engines whose weights or cache are in FP8: they sample from a policy that is rounded more than the trainer's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_cgrpo.config.method_checks import periods
+from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.config.shape import ModelShape
+
+FP8_BLOCK = 128
+"""Rows and columns of weights that share a scale: what vLLM's kernels and the publishers of FP8 models have."""
+
+
+def fp8_rollout_problems(recipe: Recipe) -> Iterator[str]:
+    """Sentences of field and value, what is wrong, the remedy."""
+    rollout = recipe.rollout
+    fields = []
+    if rollout.quantization == "fp8":
+        fields.append("rollout.quantization=fp8")
+        if recipe.model.dtype != "bfloat16":
+            yield (
+                f"rollout.quantization=fp8: vLLM multiplies FP8 weights into bfloat16 only, and model.dtype="
+                f"{recipe.model.dtype}: set model.dtype=bfloat16, or rollout.quantization=none"
+            )
+    if rollout.kv_cache_dtype == "fp8":
+        fields.append("rollout.kv_cache_dtype=fp8")
+    for field in fields:
+        for period in periods(recipe):
+            # Supervised objectives have no ratio: what they are given is data, whoever wrote it.
+            if period.algorithm.correction.mode == "none" and not period.algorithm.supervised:
+                yield (
+                    f"{field}: engines sample from a rounded policy, and {period.field}.correction.mode=none takes "
+                    f"their samples for the trainer's own: set {period.field}.correction.mode=token_truncate, or "
+                    f"{field.split('=')[0]}={'none' if 'quantization' in field else 'auto'}"
+                )
+
+
+def fp8_block_problems(recipe: Recipe, model: ModelShape) -> Iterator[str]:
+    """A worker's part of each matrix must be whole blocks, or a scale would belong to two of them."""
+    if recipe.rollout.quantization != "fp8":
+        return
+    tp = recipe.rollout.tensor_parallel
+    kv_heads = max(model.kv_heads, tp)
+    ffn = model.experts.ffn if model.experts else model.ffn
+    parts = {
+        "hidden size": model.hidden,
+        "queries": model.heads * model.head_dim / tp,
+        "keys": kv_heads * model.head_dim / tp,
+        "feed-forward size": ffn / tp,
+    }
+    for name, size in parts.items():
+        if size % FP8_BLOCK:
+            each = "" if name == "hidden size" else f" on each of rollout.tensor_parallel={tp} workers"
+            yield (
+                f"rollout.quantization=fp8: the model's {name} {size:g}{each}: is no multiple of {FP8_BLOCK}, the "
+                "side of a block: set rollout.quantization=none"
+                + ("" if name == "hidden size" else ", or another rollout.tensor_parallel")
+            )
