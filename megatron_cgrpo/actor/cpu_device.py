@@ -99,6 +99,11 @@ def _set_rng_state(state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
     torch.set_rng_state(state)
 
 
+def _to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """Megatron's moves only what is on a GPU, and leaves a tensor where the all-to-all wants numbers."""
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     @functools.wraps(factory)
     def make(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -150,6 +155,7 @@ def _adapt(module: ModuleType) -> None:
             names.setdefault(name, lambda *args, **kwargs: contextlib.nullcontext())
     if module.__name__ == "megatron.core.transformer.moe.moe_utils":
         names.setdefault("te_general_gemm", None)  # the router asks whether it is None, and takes torch's product then
+        names["maybe_move_tensor_to_cpu"] = _to_host
 
 
 class _Loader(importlib.abc.Loader):

@@ -10,6 +10,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 from torch.nn import Module
 
+from megatron_cgrpo.actor.context import context_group, join_parts
 from megatron_cgrpo.actor.model import forward_microbatch
 from megatron_cgrpo.data.microbatch import MicroBatch
 
@@ -22,15 +23,16 @@ def run_microbatches(
 ) -> list[Any]:
     """Forward (and with ``train`` backward) over all micro-batches; what ``post_process`` reported, in order.
 
-    Gradients accumulate in the chunks' ``main_grad`` buffers as the plain sum over micro-batches and data-parallel
-    ranks of the returned losses. Reports exist on the last pipeline stage only; elsewhere the list is empty.
+    Gradients accumulate in the chunks' ``main_grad`` buffers as the plain sum over micro-batches and replicas of the
+    returned losses; the context-parallel ranks of a replica return the same one, of whole sequences. Reports exist on the last pipeline stage only; elsewhere the list is empty.
     """
 
     def step(data: Iterator[MicroBatch], chunk: Module) -> tuple[Any, Callable[[Any], Any]]:
         batch = next(data)
 
         def finish(output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Any]:
-            loss, report = post_process(*output, batch)
+            logp, entropy = join_parts(output, batch, context_group(chunk))
+            loss, report = post_process(logp, entropy, batch)
             # Megatron sums these counts only to divide by them, which ``finalize_gradients`` leaves out.
             return loss, torch.zeros((), dtype=torch.int, device=loss.device), report
 

@@ -63,14 +63,15 @@ class ActorGroup:
         Raises TrainerDied where they have not all started in time: Ray waits for a missing machine for ever. No rank
         is left then.
         """
-        self._spec, self._packed, self._micro_batch_tokens = spec, packed, micro_batch_tokens
+        self._spec, self._micro_batch_tokens = spec, micro_batch_tokens
+        self._layout = Layout.of(spec.parallel, packed)
         self._failed, self._tracer, self._progress_timeout_s = False, tracer or NoTrace(), progress_timeout_s
         places = anywhere(spec.parallel.world_size, 1, gpu) if places is None else places
         self._workers = [_start_rank(rank, threads, place) for rank, place in enumerate(places)]
         try:
             self._wait_for_start(start_timeout_s, poll)
             meeting = self._call("open_meeting", ranks=1, poll=poll)
-            self._call("start", spec, Layout.of(spec.parallel, packed), *meeting, poll=poll)
+            self._call("start", spec, self._layout, *meeting, poll=poll)
         except BaseException:
             self._kill()
             raise
@@ -175,8 +176,8 @@ class ActorGroup:
 
     def _schedule(self, rows: Sequence[TrainRow]) -> Schedule:
         parallel = self._spec.parallel
-        lengths = [len(row.token_ids) for row in rows]
-        if not self._packed:
+        lengths = [self._layout.row_length(row) for row in rows]
+        if not self._layout.packed:
             lengths = [max(lengths)] * len(lengths)
         multiple = parallel.pp if parallel.vpp is not None else 1
         return schedule(lengths, parallel.dp, self._micro_batch_tokens, multiple)

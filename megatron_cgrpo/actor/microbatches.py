@@ -9,30 +9,42 @@ from dataclasses import dataclass
 import torch
 
 from megatron_cgrpo.config.parallel import ParallelConfig
-from megatron_cgrpo.data.microbatch import MicroBatch, pack, pad
+from megatron_cgrpo.data.context_split import row_multiple
+from megatron_cgrpo.data.microbatch import MicroBatch, pack, pad, round_up
 from megatron_cgrpo.types import TrainRow
 
 
 @dataclass(frozen=True)
 class Layout:
-    """``multiple_of`` divides every length; ``equal`` gives all micro-batches one shape."""
+    """``multiple_of`` divides the length of every micro-batch, ``row_multiple_of`` that of each row in it; ``equal``
+    gives all micro-batches one shape."""
 
     packed: bool
     multiple_of: int
     equal: bool
+    row_multiple_of: int = 1
 
     @classmethod
     def of(cls, parallel: ParallelConfig, packed: bool) -> Layout:
-        """Sequence parallelism splits the length over tp; Megatron's interleaved schedule needs equal shapes."""
-        return cls(packed, parallel.tp if parallel.sequence_parallel else 1, parallel.vpp is not None)
+        """Context parallelism splits rows, sequence parallelism what is left of a micro-batch over tp; Megatron's
+        interleaved schedule needs equal shapes."""
+        rows, shards = row_multiple(parallel.cp), parallel.tp if parallel.sequence_parallel else 1
+        return cls(packed, rows * shards, parallel.vpp is not None, rows)
+
+    def row_length(self, row: TrainRow) -> int:
+        """Tokens that it takes in a packed micro-batch, padding included."""
+        return round_up(len(row.token_ids), self.row_multiple_of)
 
 
 def build_microbatches(shares: Sequence[Sequence[TrainRow]], layout: Layout, device: torch.device) -> list[MicroBatch]:
     """One ``MicroBatch`` for each list of rows, in order."""
     multiple = layout.multiple_of
     if layout.packed:
-        length = max((sum(len(row.token_ids) for row in rows) for rows in shares), default=1) if layout.equal else 0
-        batches = [pack(rows, pad_to_multiple_of=multiple, pad_to=length) for rows in shares]
+        length = max((sum(map(layout.row_length, rows)) for rows in shares), default=1) if layout.equal else 0
+        rows_of = layout.row_multiple_of
+        batches = [
+            pack(rows, pad_to_multiple_of=multiple, pad_to=length, pad_rows_to_multiple_of=rows_of) for rows in shares
+        ]
     else:
         length = max((len(row.token_ids) for rows in shares for row in rows), default=1) if layout.equal else 0
         rows_each = max((len(rows) for rows in shares), default=1) if layout.equal else 0

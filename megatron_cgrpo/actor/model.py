@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_cgrpo.actor.context import context_group, own_part
 from megatron_cgrpo.actor.logprob import linear_logprob
 from megatron_cgrpo.actor.norm import RMSNorm
 from megatron_cgrpo.actor.packed_attention import SDPACoreAttention
@@ -103,6 +104,9 @@ def transformer_config(
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp,
+        context_parallel_size=parallel.cp,
+        expert_model_parallel_size=parallel.ep,
+        expert_tensor_parallel_size=parallel.expert_tp,
         sequence_parallel=parallel.sequence_parallel,
         # Micro-batches have the lengths that packing gave them, so stages announce shapes to each other; with virtual
         # stages all micro-batches are alike, and over gloo the announcements of few micro-batches would deadlock.
@@ -208,14 +212,24 @@ def build_chunks(
 
 
 def forward_microbatch(chunk: torch.nn.Module, batch: MicroBatch) -> Any:
-    """(log-probability, entropy), each [b, s], on the last stage; hidden states before it."""
+    """(log-probability, entropy), each [b, s / cp], on the last stage; hidden states before it.
+
+    The lengths handed on are those of whole sequences: rotary embedding and attention know which part is this rank's.
+    Padding at a row's end counts as part of it, so that Transformer Engine need not skip it; no other token sees it.
+    """
+    group = context_group(chunk)
+    tokens, positions, targets = (
+        own_part(value, batch, group) for value in (batch.tokens, batch.positions, batch.targets)
+    )
     packed = None
     if batch.cu_seqlens is not None:
         packed = PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=batch.cu_seqlens,
             cu_seqlens_kv=batch.cu_seqlens,
+            cu_seqlens_q_padded=batch.cu_seqlens,
+            cu_seqlens_kv_padded=batch.cu_seqlens,
             max_seqlen_q=batch.max_seqlen,
             max_seqlen_kv=batch.max_seqlen,
         )
-    return chunk(batch.tokens, batch.positions, None, labels=batch.targets, packed_seq_params=packed)
+    return chunk(tokens, positions, None, labels=targets, packed_seq_params=packed)

@@ -15,10 +15,11 @@ from torch.nn import Module, Parameter
 from megatron_cgrpo.actor.parallel import ParallelState
 from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.weights.families import EMBEDDING, LAYER_PREFIX, OUTPUT, TE_NAMES, Weight, model_weights
-from megatron_cgrpo.weights.mapping import ReadTensor, hf_tensors, local_shard
+from megatron_cgrpo.weights.mapping import ReadTensor, hf_tensors, local_shard, shard_shape
 
 _LOCAL_NAMES = {fused: plain for plain, fused in TE_NAMES.items()}
 _GROUPED_EXPERT = re.compile(r"mlp\.experts\.(linear_fc[12])\.weight(\d+)")
+_LOCAL_EXPERT = re.compile(r"(mlp\.experts\.local_experts\.)(\d+)")
 
 
 def named_parameters(chunks: list[Module]) -> Iterator[tuple[str, Parameter]]:
@@ -28,20 +29,25 @@ def named_parameters(chunks: list[Module]) -> Iterator[tuple[str, Parameter]]:
     """
     for chunk in chunks:
         model = unwrap_model(chunk)
+        first_expert = (
+            (model.config.num_moe_experts or 0) // model.pg_collection.ep.size() * model.pg_collection.ep.rank()
+        )
         offset = get_transformer_layer_offset(model.config, vp_stage=model.vp_stage)
         for name, parameter in model.named_parameters():
             if name.startswith(LAYER_PREFIX):
                 number, rest = name.removeprefix(LAYER_PREFIX).split(".", 1)
-                name = f"{LAYER_PREFIX}{int(number) + offset}.{_local_name(rest)}"
+                name = f"{LAYER_PREFIX}{int(number) + offset}.{_layer_name(rest, first_expert)}"
             elif name == OUTPUT and model.share_embeddings_and_output_weights:
                 name = EMBEDDING
             yield name, parameter
 
 
-def _local_name(name: str) -> str:
-    """Transformer Engine's name of a layer's parameter -> the local spec's, which passes unchanged."""
+def _layer_name(name: str, first_expert: int) -> str:
+    """A layer's parameter as the local spec names it, which Transformer Engine's may differ from, with the global number
+    of its expert, whereas ranks count their own from 0."""
     name = _LOCAL_NAMES.get(name, name)
-    return _GROUPED_EXPERT.sub(r"mlp.experts.local_experts.\2.\1.weight", name)
+    name = _GROUPED_EXPERT.sub(r"mlp.experts.local_experts.\2.\1.weight", name)
+    return _LOCAL_EXPERT.sub(lambda found: f"{found[1]}{int(found[2]) + first_expert}", name)
 
 
 @torch.no_grad()
@@ -49,60 +55,61 @@ def load_weights(chunks: list[Module], shape: ModelShape, read: ReadTensor, stat
     """Fills every parameter from HF tensors, one at a time. Raises ``KeyError`` on a parameter no mapping names."""
     weights = {weight.megatron: weight for weight in model_weights(shape)}
     for name, parameter in named_parameters(chunks):
-        parameter.copy_(local_shard(weights[name], read, shape, state.tp_rank, state.tp_size))
+        shard = state.tensor_shard(weights[name].expert is not None)
+        parameter.copy_(local_shard(weights[name], read, shape, *shard))
 
 
 class WeightExport:
-    """Streams the whole model as HF tensors to one rank, a parameter at a time.
+    """Streams the whole model as HF tensors to rank 0, a parameter at a time.
 
-    Iterating is collective over the ranks of data-parallel replica 0: a parameter's shards are gathered over its
-    stage's tensor-parallel group, joined, and sent to the first stage. Only rank ``state.rank == 0`` gets tensors.
-    Other replicas hold the same parameters and iterate over nothing.
+    Iterating is collective: of each shard, the first rank that holds it sends it to rank 0, which alone gets tensors.
+    The other copies, in data-parallel replicas or on context-parallel ranks, iterate over nothing.
     """
 
     def __init__(self, chunks: list[Module], shape: ModelShape, state: ParallelState) -> None:
         self._shape, self._state = shape, state
         self._parameters = dict(named_parameters(chunks))
-        owned: list[dict[str, tuple[int, ...]] | None] = [None] * state.pp_size
-        dist.all_gather_object(owned, {k: tuple(p.shape) for k, p in self._parameters.items()}, group=state.pp_group)
-        self._owner: dict[str, int] = {}
-        self._shard_shape: dict[str, tuple[int, ...]] = {}
-        for stage in reversed(range(state.pp_size)):  # a tied embedding is taken from its first holder
-            for name, shard_shape in (owned[stage] or {}).items():
-                self._owner[name], self._shard_shape[name] = stage, shard_shape
         self._dtype = next(iter(self._parameters.values())).dtype
+        held: list[set[str] | None] = [None] * state.pp_size
+        dist.all_gather_object(held, set(map(_place, self._parameters)), group=state.pp_group)
+        self._stages: dict[str, int] = {}
+        for stage in reversed(range(state.pp_size)):  # a tied embedding is taken from its first holder
+            self._stages |= dict.fromkeys(held[stage] or (), stage)
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        if self._state.dp_rank != 0:
-            return
         for weight in model_weights(self._shape):
-            shards = self._shards_on_first_stage(weight)
+            holders = self._holders(weight)
             if self._state.rank == 0:
-                yield from hf_tensors(weight, shards, self._shape)
+                yield from hf_tensors(weight, self._receive(weight, holders), self._shape)
+            elif self._state.rank in holders:
+                dist.send(self._parameters[weight.megatron].detach().contiguous(), dst=0)
 
-    def _shards_on_first_stage(self, weight: Weight) -> list[Tensor]:
-        """All tensor-parallel shards, in rank order, on the first stage's rank of each pipeline group."""
-        state, owner = self._state, self._owner[weight.megatron]
-        if state.pp_rank not in (owner, 0):
-            return []
-        if state.pp_rank == owner:
-            shard = self._parameters[weight.megatron].detach()
-        else:
-            shard = torch.empty(self._shard_shape[weight.megatron], dtype=self._dtype, device=state.device)
-        if owner != 0:
-            self._move_to_first_stage(shard, owner)
-        if state.pp_rank != 0:
-            return []
-        if state.tp_size == 1:
-            return [shard]
-        shards = [torch.empty_like(shard) for _ in range(state.tp_size)]
-        dist.all_gather(shards, shard.contiguous(), group=state.tp_group)
+    def _holders(self, weight: Weight) -> list[int]:
+        """The first rank that holds each shard, in the order of shards."""
+        state, experts = self._state, self._shape.experts
+        stage = self._stages[_place(weight.megatron)]
+        group = None
+        if weight.expert is not None and experts is not None:
+            group = weight.expert * state.ep_size // experts.count
+        _, size = state.tensor_shard(expert=group is not None)
+        return [state.first_holder(stage, shard, group) for shard in range(weight.shard.parts(size))]
+
+    def _receive(self, weight: Weight, holders: list[int]) -> list[Tensor]:
+        _, size = self._state.tensor_shard(weight.expert is not None)
+        shards, arrivals = [], []
+        for holder in holders:
+            if holder == 0:
+                shards.append(self._parameters[weight.megatron].detach())
+                continue
+            size_of_shard = shard_shape(weight, self._shape, size)
+            shards.append(torch.empty(size_of_shard, dtype=self._dtype, device=self._state.device))
+            arrivals.append(dist.irecv(shards[-1], src=holder))
+        for arrival in arrivals:
+            arrival.wait()
         return shards
 
-    def _move_to_first_stage(self, shard: Tensor, owner: int) -> None:
-        group = self._state.pp_group
-        if self._state.pp_rank == owner:
-            dist.send(shard.contiguous(), dst=dist.get_global_rank(group, 0), group=group)
-        else:
-            dist.recv(shard, src=dist.get_global_rank(group, owner), group=group)
+
+def _place(name: str) -> str:
+    """What is on one pipeline stage together: a layer; outside the layers each parameter by itself."""
+    return name.removeprefix(LAYER_PREFIX).split(".")[0] if name.startswith(LAYER_PREFIX) else name

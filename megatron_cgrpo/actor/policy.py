@@ -58,7 +58,9 @@ class MegatronPolicy:
     def __init__(self, spec: PolicySpec, state: ParallelState) -> None:
         self._spec, self._state = spec, state
         chunks = build_chunks(spec.shape, spec.model, spec.parallel, state, spec.temperature)
-        self._chunks: list[Module] = list(wrap_for_training(chunks, spec.optimizer.distributed, spec.parallel.overlap.gradients))
+        self._chunks: list[Module] = list(
+            wrap_for_training(chunks, spec.optimizer.distributed, spec.parallel.overlap.gradients)
+        )
         dtype = chunks[0].config.params_dtype
         self._optimizer = build_optimizer(spec.optimizer, self._chunks, dtype)
         self._scheduler = build_scheduler(spec.optimizer, self._optimizer, spec.total_updates)

@@ -155,10 +155,11 @@ def _shared_embedding(recipe: Recipe, model: ModelShape) -> Iterator[str]:
     if not (model.tied_embeddings and parallel.pp > 1 and recipe.optimizer.distributed):
         return
     elements = -(-model.vocab // parallel.tp) * model.hidden
-    if elements % math.lcm(parallel.dp, _BUCKET_PADDING):
+    multiple = math.lcm(parallel.dp * parallel.cp, _BUCKET_PADDING)
+    if elements % multiple:
         yield (
             f"parallel.pp={parallel.pp}: the model's tied embedding has {elements} elements on a rank, no multiple of "
-            f"{math.lcm(parallel.dp, _BUCKET_PADDING)}, which Megatron's distributed optimiser saves wrongly: set "
+            f"{multiple}, which Megatron's distributed optimiser saves wrongly: set "
             "optimizer.distributed=false, or parallel.pp=1"
         )
 

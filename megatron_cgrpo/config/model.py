@@ -74,7 +74,9 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     implementation: Literal["auto", "local", "transformer_engine"] = "auto"
     logprob_chunk: int = Field(1024, ge=1)
-    fusions: bool = Field(True, description="fused RoPE, SwiGLU, softmax and gradient accumulation, where CUDA has them")
+    fusions: bool = Field(
+        True, description="fused RoPE, SwiGLU, softmax and gradient accumulation, where CUDA has them"
+    )
     fp8: Fp8Config = Fp8Config()
     recompute: RecomputeConfig = RecomputeConfig()
     moe: MoeConfig = MoeConfig()

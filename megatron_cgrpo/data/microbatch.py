@@ -24,8 +24,8 @@ class MicroBatch:
     ``tokens``, ``positions`` (from 0 in each row), ``targets`` (the row's next token; 0 at its last position) and
     ``sequence_index`` (the row's number in this micro-batch) are int64; ``refined`` is bool; the others are float32.
     ``weight`` is zero except where the target is a response token. ``cu_seqlens`` int32 [segments + 1] and
-    ``max_seqlen`` (tokens) delimit packed segments, a tail of padding being a segment of its own; a padded layout has
-    no ``cu_seqlens`` and pads on the right, where a causal model needs no mask. The optional log-probabilities are
+    ``max_seqlen`` (tokens) delimit packed segments, padding at a row's end being part of its segment and a tail of padding one
+    of its own; a padded layout has no ``cu_seqlens`` and pads on the right, where a causal model needs no mask. The optional log-probabilities are
     None where the rows have none.
     """
 
@@ -43,15 +43,19 @@ class MicroBatch:
     max_seqlen: int
 
 
-def pack(rows: Sequence[TrainRow], *, pad_to_multiple_of: int = 1, pad_to: int = 0) -> MicroBatch:
+def pack(
+    rows: Sequence[TrainRow], *, pad_to_multiple_of: int = 1, pad_to: int = 0, pad_rows_to_multiple_of: int = 1
+) -> MicroBatch:
     """Concatenate rows into [1, T], with T a multiple of ``pad_to_multiple_of`` (sequence parallelism: TP) and at least
     ``pad_to`` (pipelines that need equal micro-batches).
 
     The tail that this takes is one more segment of zero tokens, so attention of the rows is unchanged. No rows at all
-    give a micro-batch of only such a tail. Raises ``ValueError`` for inconsistent rows.
+    give a micro-batch of only such a tail. Every segment has a multiple of ``pad_rows_to_multiple_of`` tokens (context
+    parallelism: 2 CP), which must divide ``pad_to_multiple_of`` and ``pad_to``: zero tokens at the end of a row, which
+    no token of it attends to. Raises ``ValueError`` for inconsistent rows.
     """
-    lengths = [len(row.token_ids) for row in rows]
-    tail = _round_up(max(sum(lengths), pad_to, 1), pad_to_multiple_of) - sum(lengths)
+    lengths = [round_up(len(row.token_ids), pad_rows_to_multiple_of) for row in rows]
+    tail = round_up(max(sum(lengths), pad_to, 1), pad_to_multiple_of) - sum(lengths)
     segments = torch.tensor([*lengths, tail] if tail else lengths)
     ends = segments.cumsum(0)
     index = torch.repeat_interleave(torch.arange(len(segments)), segments)
@@ -65,7 +69,7 @@ def pad(rows: Sequence[TrainRow], *, pad_to_multiple_of: int = 1, pad_to: int = 
     ``pad_to``, and B at least ``batch_size`` (dummy rows of zero tokens) and 1. Raises ``ValueError`` for
     inconsistent rows."""
     longest = max((len(row.token_ids) for row in rows), default=1)
-    shape = (max(len(rows), batch_size, 1), _round_up(max(longest, pad_to), pad_to_multiple_of))
+    shape = (max(len(rows), batch_size, 1), round_up(max(longest, pad_to), pad_to_multiple_of))
     positions = torch.arange(shape[1]).expand(shape).contiguous()
     index = torch.arange(shape[0])[:, None].expand(shape).contiguous()
     return _build(rows, positions, index, None, shape[1])
@@ -156,5 +160,6 @@ def _concatenate(values: Sequence[Sequence[float]], dtype: type[np.int64] | type
     return torch.from_numpy(np.fromiter(chain.from_iterable(values), dtype, count=sum(map(len, values))))
 
 
-def _round_up(value: int, multiple_of: int) -> int:
+def round_up(value: int, multiple_of: int) -> int:
+    """The smallest multiple of ``multiple_of`` that is not below ``value``."""
     return -(-value // multiple_of) * multiple_of

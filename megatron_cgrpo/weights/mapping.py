@@ -27,8 +27,14 @@ def local_shard(weight: Weight, read: ReadTensor, shape: ModelShape, tp_rank: in
     return weight.shard.split(whole, tp_rank, tp)
 
 
+def shard_shape(weight: Weight, shape: ModelShape, tp: int) -> tuple[int, ...]:
+    """The shape of what ``local_shard`` returns."""
+    rows, *rest = weight.size(shape)
+    return weight.shard.shape((padded_vocab(rows, tp) if weight.vocab else rows, *rest), tp)
+
+
 def hf_tensors(weight: Weight, shards: list[Tensor], shape: ModelShape) -> list[tuple[str, Tensor]]:
-    """HF names and tensors of one Megatron parameter from the shards of all tensor-parallel ranks, in rank order."""
+    """HF names and tensors of one Megatron parameter from ``weight.shard.parts`` tensor-parallel ranks' shards, in order."""
     whole = weight.shard.join(shards)
     if weight.vocab:
         whole = whole[: shape.vocab]

@@ -16,6 +16,14 @@ class Shard(Protocol):
 
     def join(self, shards: list[Tensor]) -> Tensor: ...
 
+    def parts(self, size: int) -> int:
+        """How many of ``size`` ranks' shards ``join`` needs."""
+        ...
+
+    def shape(self, whole: tuple[int, ...], size: int) -> tuple[int, ...]:
+        """Of a shard, where ``size`` ranks share a tensor of shape ``whole``."""
+        ...
+
 
 @dataclass(frozen=True)
 class Replicated:
@@ -26,6 +34,12 @@ class Replicated:
 
     def join(self, shards: list[Tensor]) -> Tensor:
         return shards[0]
+
+    def parts(self, size: int) -> int:
+        return 1
+
+    def shape(self, whole: tuple[int, ...], size: int) -> tuple[int, ...]:
+        return whole
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,12 @@ class Split:
     def join(self, shards: list[Tensor]) -> Tensor:
         parts = [shard.chunk(self.blocks, dim=self.dim) for shard in shards]
         return torch.cat([part[block] for block in range(self.blocks) for part in parts], dim=self.dim)
+
+    def parts(self, size: int) -> int:
+        return size
+
+    def shape(self, whole: tuple[int, ...], size: int) -> tuple[int, ...]:
+        return tuple(length // size if dim == self.dim else length for dim, length in enumerate(whole))
 
 
 COLUMN = Split(0)

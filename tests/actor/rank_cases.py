@@ -83,7 +83,9 @@ def gradients(rank: int, ports: list[int], model_dir: str, cases: list[Case]) ->
             weights = {weight.megatron: weight for weight in model_weights(shape)}
             errors = {}
             for name, parameter in named_parameters(wrapped):
-                expected = local_shard(weights[name], oracle.__getitem__, shape, world.tp_rank, world.tp_size)
+                expected = local_shard(
+                    weights[name], oracle.__getitem__, shape, *world.tensor_shard(weights[name].expert is not None)
+                )
                 errors[name] = ((parameter.main_grad - expected).norm() / expected.norm()).item()
             results.append({"errors": errors, "loss": loss.item() if world.is_last_stage else None})
     return results
@@ -165,14 +167,14 @@ def _forward_logits(chunks: list[Any], case: Case, world: ParallelState) -> torc
 
 
 def _batches(case: Case, world: ParallelState) -> list[Any]:
-    rows = training_rows()
-    lengths = [len(row.token_ids) for row in rows]
+    rows, layout = training_rows(), Layout.of(case.config(), case.packed)
+    lengths = [layout.row_length(row) for row in rows]
     if not case.packed:
         lengths = [max(lengths)] * len(lengths)
     config = case.config()
     plan = schedule(lengths, config.dp, case.micro_batch_tokens, config.pp if config.vpp else 1)
     shares = [[rows[index] for index in batch] for batch in plan[world.dp_rank]]
-    return build_microbatches(shares, Layout.of(config, case.packed), world.device)
+    return build_microbatches(shares, layout, world.device)
 
 
 class _World:

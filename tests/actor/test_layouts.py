@@ -12,7 +12,13 @@ from rank_cases import Case, gradients, logits, training_rows
 from ranks import run_ranks
 
 MODELS = [("qwen2", True), ("qwen2", False), ("qwen3", True), ("qwen3", False)]
-ONE_RANK = [Case(), Case(micro_batch_tokens=1), Case(packed=False), Case(micro_batch_tokens=500), Case(recompute={"granularity": "full"})]
+ONE_RANK = [
+    Case(),
+    Case(micro_batch_tokens=1),
+    Case(packed=False),
+    Case(micro_batch_tokens=500),
+    Case(recompute={"granularity": "full"}),
+]
 TWO_RANKS = [
     Case({"tp": 2}),
     Case({"tp": 2}, packed=False),

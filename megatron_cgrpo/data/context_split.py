@@ -1,0 +1,39 @@
+"""Which tokens of a micro-batch each context-parallel rank computes: pure, and alike for all its sequences.
+
+A causal model does more work for later tokens. So a sequence is cut into ``2 * ranks`` chunks, and rank ``r`` takes the
+chunks ``r`` and ``2 * ranks - 1 - r``, which together cost every rank the same. Transformer Engine's attention and
+Megatron's rotary embedding expect this order.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from megatron_cgrpo.data.microbatch import MicroBatch
+
+
+def row_multiple(ranks: int) -> int:
+    """What divides the length of every sequence that ``ranks`` ranks share."""
+    return 1 if ranks == 1 else 2 * ranks
+
+
+def owned_positions(batch: MicroBatch, rank: int, ranks: int) -> Tensor:
+    """Where along dimension 1 of ``batch.tokens`` [b, s] the tokens of ``rank`` stand, in its order: int64 [s / ranks].
+
+    Raises ``ValueError`` where a sequence has not the length that ``row_multiple`` asks for.
+    """
+    bounds = [0, batch.tokens.shape[1]] if batch.cu_seqlens is None else batch.cu_seqlens.tolist()
+    chunks = []
+    for start, stop in pairwise(bounds):
+        if (stop - start) % row_multiple(ranks):
+            raise ValueError(
+                f"a sequence of {stop - start} tokens: {ranks} context-parallel ranks share multiples of "
+                f"{row_multiple(ranks)}: pad it"
+            )
+        size = (stop - start) // (2 * ranks)
+        for chunk in (rank, 2 * ranks - 1 - rank):
+            chunks.append(torch.arange(start + chunk * size, start + (chunk + 1) * size))
+    return torch.cat(chunks)
