@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from megatron_cgrpo.actor.model import build_chunks
 from megatron_cgrpo.actor.model_weights import WeightExport, load_weights, named_parameters
 from megatron_cgrpo.actor.optimizer import wrap_for_training
 from megatron_cgrpo.actor.parallel import Endpoint, ParallelState
+from megatron_cgrpo.actor.routing_replay import RoutingReplay
 from megatron_cgrpo.algorithm.spec import LossSpec
 from megatron_cgrpo.config.model import ModelConfig
 from megatron_cgrpo.config.model_shape import read_model_shape
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.data.packing import schedule
-from megatron_cgrpo.types import Origin, TrainRow
+from megatron_cgrpo.types import Origin, Routes, TrainRow
 from megatron_cgrpo.weights.families import model_weights
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.mapping import local_shard
@@ -35,6 +36,7 @@ class Case:
     packed: bool = True
     micro_batch_tokens: int = 60
     recompute: dict[str, Any] = field(default_factory=dict)
+    replay: bool = False
 
     def config(self) -> ParallelConfig:
         return ParallelConfig(**self.parallel)
@@ -60,6 +62,19 @@ def training_rows(vocab: int = 61) -> list[TrainRow]:
     return rows
 
 
+def routed_rows() -> list[TrainRow]:
+    """``training_rows`` of a model with 4 layers and 6 experts, 2 a token: those of rollouts know made-up experts of all
+    tokens but the last."""
+    generator = torch.Generator().manual_seed(6)
+    rows = []
+    for row in training_rows():
+        if row.origin is Origin.ROLLOUT:
+            experts = torch.rand(len(row.token_ids) - 1, 4, 6, generator=generator).argsort(-1)[..., :2]
+            row = replace(row, routes=Routes(experts.to(torch.uint8).contiguous().numpy().tobytes(), 4, 2))
+        rows.append(row)
+    return rows
+
+
 SPEC = LossSpec(entropy_coef=0.1, refinement_clip=False)
 
 
@@ -76,7 +91,10 @@ def gradients(rank: int, ports: list[int], model_dir: str, cases: list[Case]) ->
             for chunk in wrapped:
                 chunk.train()
                 chunk.zero_grad_buffer()
-            reports = run_microbatches(wrapped, _batches(case, world), objectives.policy_gradient(SPEC), train=True)
+            split = case.config().sequence_parallel
+            replays = {chunk: RoutingReplay(chunk, world.tp_group, split) for chunk in wrapped} if case.replay else {}
+            objective = objectives.policy_gradient(SPEC)
+            reports = run_microbatches(wrapped, _batches(case, world), objective, train=True, replays=replays)
             loss = sum(report.sums["loss.total"] for report in reports) if world.is_last_stage else torch.zeros(())
             loss = torch.as_tensor(loss, dtype=torch.float64)
             dist.all_reduce(loss, group=world.dp_group)
@@ -167,7 +185,7 @@ def _forward_logits(chunks: list[Any], case: Case, world: ParallelState) -> torc
 
 
 def _batches(case: Case, world: ParallelState) -> list[Any]:
-    rows, layout = training_rows(), Layout.of(case.config(), case.packed)
+    rows, layout = routed_rows() if case.replay else training_rows(), Layout.of(case.config(), case.packed)
     lengths = [layout.row_length(row) for row in rows]
     if not case.packed:
         lengths = [max(lengths)] * len(lengths)
