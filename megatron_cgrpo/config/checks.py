@@ -19,6 +19,7 @@ from megatron_cgrpo.config.model_files import CONFIG, SAFETENSORS_INDEX, VOCABUL
 from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.rollout_checks import rollout_problems
+from megatron_cgrpo.config.routing_replay_checks import routing_replay_problems
 from megatron_cgrpo.config.staleness_checks import staleness_problems
 from megatron_cgrpo.config.task import FileTaskConfig, MisconceptionsConfig
 from megatron_cgrpo.config.tensor_parallel import engine_layout_problems, tensor_parallel_problems
@@ -37,7 +38,8 @@ def check_recipe(recipe: Recipe, model: ModelShape | None, *, answers_only: bool
         problems += [*critic_problems(recipe), *staleness_problems(recipe)]
         problems += fp8_rollout_problems(recipe)
     if model is not None:
-        problems += [*_layout(recipe, model), *_context(recipe, model), *fp8_block_problems(recipe, model)]
+        problems += [*_layout(recipe, model), *_context(recipe, model)]
+        problems += [*fp8_block_problems(recipe, model), *routing_replay_problems(recipe, model)]
     if recipe.model.path is None:
         problems += _warm_start(recipe)
     if problems:

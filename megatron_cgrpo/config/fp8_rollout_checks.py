@@ -15,24 +15,22 @@ FP8_BLOCK = 128
 def fp8_rollout_problems(recipe: Recipe) -> Iterator[str]:
     """Sentences of field and value, what is wrong, the remedy."""
     rollout = recipe.rollout
-    fields = []
-    if rollout.quantization == "fp8":
-        fields.append("rollout.quantization=fp8")
+    without = {"rollout.quantization": "none", "rollout.kv_cache_dtype": "auto"}
+    for field, value in zip(without, (rollout.quantization, rollout.kv_cache_dtype), strict=True):
+        if value != "fp8":
+            continue
+        remedy = f"{field}={without[field]}"
         if recipe.model.dtype != "bfloat16":
             yield (
-                f"rollout.quantization=fp8: vLLM multiplies FP8 weights into bfloat16 only, and model.dtype="
-                f"{recipe.model.dtype}: set model.dtype=bfloat16, or rollout.quantization=none"
+                f"{field}=fp8: vLLM computes the rest in bfloat16 then, and model.dtype={recipe.model.dtype}: set "
+                f"model.dtype=bfloat16, or {remedy}"
             )
-    if rollout.kv_cache_dtype == "fp8":
-        fields.append("rollout.kv_cache_dtype=fp8")
-    for field in fields:
         for period in periods(recipe):
             # Supervised objectives have no ratio: what they are given is data, whoever wrote it.
             if period.algorithm.correction.mode == "none" and not period.algorithm.supervised:
                 yield (
-                    f"{field}: engines sample from a rounded policy, and {period.field}.correction.mode=none takes "
-                    f"their samples for the trainer's own: set {period.field}.correction.mode=token_truncate, or "
-                    f"{field.split('=')[0]}={'none' if 'quantization' in field else 'auto'}"
+                    f"{field}=fp8: engines sample from a rounded policy, and {period.field}.correction.mode=none takes "
+                    f"their samples for the trainer's own: set {period.field}.correction.mode=token_truncate, or {remedy}"
                 )
 
 
@@ -51,9 +49,8 @@ def fp8_block_problems(recipe: Recipe, model: ModelShape) -> Iterator[str]:
     }
     for name, size in parts.items():
         if size % FP8_BLOCK:
-            each = "" if name == "hidden size" else f" on each of rollout.tensor_parallel={tp} workers"
             yield (
-                f"rollout.quantization=fp8: the model's {name} {size:g}{each}: is no multiple of {FP8_BLOCK}, the "
-                "side of a block: set rollout.quantization=none"
-                + ("" if name == "hidden size" else ", or another rollout.tensor_parallel")
+                f"rollout.quantization=fp8: of the model's {name} a worker has {size:g} (rollout.tensor_parallel={tp}), "
+                f"no multiple of {FP8_BLOCK}, the side of a block: set rollout.quantization=none, or a smaller "
+                "rollout.tensor_parallel where that divides it"
             )

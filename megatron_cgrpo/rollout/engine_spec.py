@@ -29,7 +29,7 @@ class EngineSpec:
     engines share their devices with trainer ranks, and sleep while these are at work.
 
     ``quantization`` is what stands as ``quantization_config`` in config.json, whatever the directory's says: the weights
-    that are pushed come in this form. With ``own_weights`` the directory's holds.
+    that are pushed come in this form. With ``own_weights`` the directory's holds. With ``return_routes`` what was generated comes with its experts.
 
     ``kv_cache_mib`` null leaves the size to ``gpu_memory_utilization``. ``start_timeout_s`` and
     ``progress_timeout_s`` are seconds, the latter without a single token for any request.
@@ -52,6 +52,11 @@ class EngineSpec:
     colocated: bool = False
     quantization: dict[str, Any] | None = None
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    return_routes: bool = False
+
+    @property
+    def fp8(self) -> bool:
+        return self.quantization is not None or self.kv_cache_dtype == "fp8"
 
 
 def transfer_backend(
@@ -110,13 +115,14 @@ def engine_spec(recipe: Recipe, model_dir: Path, cuda: bool) -> EngineSpec:
         colocated=rollout.colocated,
         quantization=quantization,
         kv_cache_dtype=rollout.kv_cache_dtype,
+        return_routes=recipe.model.moe.replay_routing,
     )
 
 
 def critic_engine_spec(recipe: Recipe, model_dir: Path, cuda: bool) -> EngineSpec:
     """Of engines that serve ``critic.model``, whose weights are in ``model_dir``, in the precision they are stored in."""
     spec = engine_spec(_unquantised(recipe), model_dir, cuda)
-    return replace(spec, tensor_parallel=recipe.critic.model.tensor_parallel, own_weights=True, colocated=False)
+    return replace(spec, tensor_parallel=recipe.critic.model.tensor_parallel, own_weights=True, colocated=False, return_routes=False)
 
 
 def _unquantised(recipe: Recipe) -> Recipe:
@@ -148,6 +154,8 @@ def engine_args(spec: EngineSpec) -> dict[str, Any]:
     if not spec.own_weights:
         args["weight_transfer_config"] = {"backend": spec.transfer_backend}
         args["hf_overrides"] = {"quantization_config": spec.quantization}
+    if spec.return_routes:
+        args["enable_return_routed_experts"] = True
     if spec.kv_cache_mib is not None:
         args["kv_cache_memory_bytes"] = spec.kv_cache_mib << 20
     return args | (_gpu_args(spec) if spec.on_gpu else _cpu_args(spec))

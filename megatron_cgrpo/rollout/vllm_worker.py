@@ -10,7 +10,7 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.quantization.fp8 import Fp8LinearMethod, Fp8MoEMethod
 from vllm.platforms import current_platform
 
-from megatron_cgrpo.rollout import cpu_batch_invariance, cpu_fp8
+from megatron_cgrpo.rollout import cpu_batch_invariance, cpu_fp8, cpu_routes
 from megatron_cgrpo.weights.families import HF_HEAD
 from megatron_cgrpo.weights.fp8_blocks import SCALE_SUFFIX
 from megatron_cgrpo.weights.transfer import file_backend
@@ -19,6 +19,7 @@ file_backend.register()
 if current_platform.is_cpu():
     cpu_batch_invariance.install()
     cpu_fp8.install()
+    cpu_routes.install()
 
 
 class WorkerExtension:
