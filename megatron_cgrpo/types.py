@@ -81,8 +81,8 @@ class Completion:
 
     ``logprobs[t]`` is the engine's log-probability (nats) of ``token_ids[t]`` under the prompt it was given.
     ``versions`` cover the tokens from the first to the last: several where weights were updated while it was sampled,
-    none where nothing that is trained wrote it. ``routes`` are those of its prompt's tokens and its own, where they were
-    asked for.
+    none where nothing that is trained wrote it. ``routes`` are those of its prompt's tokens and its own, where they
+    were asked for.
     """
 
     token_ids: list[int]

@@ -1,4 +1,4 @@
-"""Experts that an engine chose for a token, chosen for it again: in forward passes, and where a backward recomputes one.
+"""Experts that an engine chose for a token, chosen for it again: in forward passes, and where these are recomputed.
 
 Megatron's routers ask their ``router_replay`` for the experts of each token, where they have one, and give it their own
 scores. The probabilities, and so the gradient, are those of the trainer's scores for the experts that are replayed.
@@ -54,7 +54,7 @@ class RoutingReplay:
             layer.clear()
 
     def _seen(self, routes: Tensor, batch: MicroBatch) -> Tensor:
-        """[b, s, layers, per token] of all tokens -> [s, b, layers, per token] of those that this rank's routers see."""
+        """[b, s, layers, per token] of all tokens -> [s, b, layers, per token] of those that this rank routes."""
         own = own_part(routes, batch, self._context).transpose(0, 1)
         return own if self._split is None else own.chunk(self._split.size())[self._split.rank()]
 

@@ -1,4 +1,4 @@
-"""Checks of engines whose weights or cache are in FP8: they sample from a policy that is rounded more than the trainer's."""
+"""Checks of engines with weights or cache in FP8, which sample from a policy that is not quite the trainer's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def fp8_rollout_problems(recipe: Recipe) -> Iterator[str]:
             if period.algorithm.correction.mode == "none" and not period.algorithm.supervised:
                 yield (
                     f"{field}=fp8: engines sample from a rounded policy, and {period.field}.correction.mode=none takes "
-                    f"their samples for the trainer's own: set {period.field}.correction.mode=token_truncate, or {remedy}"
+                    f"their samples for the trainer's own: set {period.field}.correction.mode=token_truncate, or "
+                    f"{remedy}"
                 )
 
 
@@ -50,7 +51,7 @@ def fp8_block_problems(recipe: Recipe, model: ModelShape) -> Iterator[str]:
     for name, size in parts.items():
         if size % FP8_BLOCK:
             yield (
-                f"rollout.quantization=fp8: of the model's {name} a worker has {size:g} (rollout.tensor_parallel={tp}), "
-                f"no multiple of {FP8_BLOCK}, the side of a block: set rollout.quantization=none, or a smaller "
+                f"rollout.quantization=fp8: of the model's {name} a worker has {size:g} (rollout.tensor_parallel={tp})"
+                f", no multiple of {FP8_BLOCK}, the side of a block: set rollout.quantization=none, or a smaller "
                 "rollout.tensor_parallel where that divides it"
             )

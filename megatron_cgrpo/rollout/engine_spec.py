@@ -28,8 +28,9 @@ class EngineSpec:
     With ``own_weights`` they serve the directory's own from the start, and none are pushed to them. ``colocated``
     engines share their devices with trainer ranks, and sleep while these are at work.
 
-    ``quantization`` is what stands as ``quantization_config`` in config.json, whatever the directory's says: the weights
-    that are pushed come in this form. With ``own_weights`` the directory's holds. With ``return_routes`` what was generated comes with its experts.
+    ``quantization`` is taken for config.json's ``quantization_config``, whatever the directory's says: the weights that
+    are pushed come in this form. With ``own_weights`` the directory's holds. With ``return_routes`` what was generated
+    comes with its experts.
 
     ``kv_cache_mib`` null leaves the size to ``gpu_memory_utilization``. ``start_timeout_s`` and
     ``progress_timeout_s`` are seconds, the latter without a single token for any request.
@@ -120,9 +121,15 @@ def engine_spec(recipe: Recipe, model_dir: Path, cuda: bool) -> EngineSpec:
 
 
 def critic_engine_spec(recipe: Recipe, model_dir: Path, cuda: bool) -> EngineSpec:
-    """Of engines that serve ``critic.model``, whose weights are in ``model_dir``, in the precision they are stored in."""
+    """Of engines that serve ``critic.model``, whose weights are in ``model_dir``, in the precision stored there."""
     spec = engine_spec(_unquantised(recipe), model_dir, cuda)
-    return replace(spec, tensor_parallel=recipe.critic.model.tensor_parallel, own_weights=True, colocated=False, return_routes=False)
+    return replace(
+        spec,
+        tensor_parallel=recipe.critic.model.tensor_parallel,
+        own_weights=True,
+        colocated=False,
+        return_routes=False,
+    )
 
 
 def _unquantised(recipe: Recipe) -> Recipe:

@@ -27,7 +27,7 @@ _STALE = {
 
 
 _ROUNDED = {
-    "meaning": "engines in FP8 sample from a rounded policy, and how far it is from the trainer's is part of this figure",
+    "meaning": "engines in FP8 sample from a rounded policy, whose distance from the trainer's is part of this figure",
     "remedy": "where it was so from the first step on, raise guard.mismatch_above; where it has grown, set "
     "rollout.quantization=none and rollout.kv_cache_dtype=auto, or lower optimizer.lr",
 }

@@ -82,9 +82,7 @@ class TrainingLoop:
         self._weights = WeightService(system, self._feeder, self._timer)
         self._critique_tokens = CritiqueRows(task, recipe.critic.sees, tokenizer.eos_token_id)
         self._witness = Witness(system.actor, task, tokenizer.show, recipe.observe)
-        self._guard = CollapseGuard(
-            recipe.guard, recipe.train.staleness, record.metrics(), fp8=recipe.rollout.fp8
-        )
+        self._guard = CollapseGuard(recipe.guard, recipe.train.staleness, record.metrics(), fp8=recipe.rollout.fp8)
         self._trained = record.last_step
 
     def run(self) -> None:

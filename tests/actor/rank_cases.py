@@ -63,8 +63,8 @@ def training_rows(vocab: int = 61) -> list[TrainRow]:
 
 
 def routed_rows() -> list[TrainRow]:
-    """``training_rows`` of a model with 4 layers and 6 experts, 2 a token: those of rollouts know made-up experts of all
-    tokens but the last."""
+    """``training_rows`` of a model with 4 layers and 6 experts, 2 a token: rollouts know made-up experts of all tokens
+    but the last."""
     generator = torch.Generator().manual_seed(6)
     rows = []
     for row in training_rows():

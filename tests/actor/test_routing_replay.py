@@ -1,4 +1,4 @@
-"""Megatron's routers take the experts that they are told: the gradient is that of ``transformers`` with these forced."""
+"""Megatron's routers take the experts that they are told: the gradient is ``transformers``' with these forced."""
 
 from __future__ import annotations
 

@@ -69,7 +69,9 @@ def test_projections_are_quantised_and_nothing_else(architecture: str) -> None:
     kept = {name.split(".")[-2] for name in tensors.keys() - scaled if tensors[name].dim() == 2}
     assert kept == {"embed_tokens", "lm_head"} | ({"gate"} if experts else set())
 
-    metadata = quantised_metadata([TensorMeta(name, value.dtype, tuple(value.shape)) for name, value in tensors.items()])
+    metadata = quantised_metadata(
+        [TensorMeta(name, value.dtype, tuple(value.shape)) for name, value in tensors.items()]
+    )
     assert [(meta.name, meta.dtype, meta.shape) for meta in metadata] == [
         (name, value.dtype, tuple(value.shape)) for name, value in sent.items()
     ]
