@@ -22,12 +22,12 @@ def context_group(chunk: Module) -> dist.ProcessGroup:
     return unwrap_model(chunk).pg_collection.cp
 
 
-def own_part(values: Tensor, batch: MicroBatch, group: dist.ProcessGroup) -> Tensor:
-    """values [b, s], as ``batch.tokens`` -> [b, s / ranks], this rank's."""
+def own_parts(values: tuple[Tensor, ...], batch: MicroBatch, group: dist.ProcessGroup) -> tuple[Tensor, ...]:
+    """Each [b, s], as ``batch.tokens`` -> [b, s / ranks], this rank's."""
     if group.size() == 1:
         return values
-    positions = owned_positions(batch, group.rank(), group.size())
-    return values.index_select(1, positions.to(values.device))
+    positions = owned_positions(batch, group.rank(), group.size()).to(batch.tokens.device)
+    return tuple(value.index_select(1, positions) for value in values)
 
 
 def join_parts(values: tuple[Tensor, ...], batch: MicroBatch, group: dist.ProcessGroup) -> tuple[Tensor, ...]:

@@ -1,8 +1,8 @@
 """The optimiser's settings in a checkpoint, for a layout that has other optimisers than the one that saved them.
 
-With expert parallelism Megatron trains the experts with an optimiser of their own, without it with everybody's. It saves
-tensors under names of the parameters, which do not depend on that, but settings and step counts for each optimiser. All
-optimisers of a run are alike, so those of the first, whose parameter groups are of every kind, serve any of them.
+With expert parallelism Megatron trains the experts with an optimiser of their own, without it with everybody's. It
+saves tensors under names of the parameters, which do not depend on that, but settings and step counts for each
+optimiser. All are alike, so those of the first, whose parameter groups are of every kind, serve any of them.
 """
 
 from __future__ import annotations

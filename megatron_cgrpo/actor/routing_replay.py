@@ -16,7 +16,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 from torch.nn import Module
 
-from megatron_cgrpo.actor.context import context_group, own_part
+from megatron_cgrpo.actor.context import context_group, own_parts
 from megatron_cgrpo.data.microbatch import MicroBatch
 from megatron_cgrpo.data.routes import UNKNOWN
 
@@ -55,7 +55,7 @@ class RoutingReplay:
 
     def _seen(self, routes: Tensor, batch: MicroBatch) -> Tensor:
         """[b, s, layers, per token] of all tokens -> [s, b, layers, per token] of those that this rank routes."""
-        own = own_part(routes, batch, self._context).transpose(0, 1)
+        own = own_parts((routes,), batch, self._context)[0].transpose(0, 1)
         return own if self._split is None else own.chunk(self._split.size())[self._split.rank()]
 
 
