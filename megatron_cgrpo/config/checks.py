@@ -35,9 +35,9 @@ def check_recipe(recipe: Recipe, model: ModelShape | None, *, answers_only: bool
     """
     problems = [*_parallel(recipe), *_batch(recipe), *method_problems(recipe), *_sampling(recipe), *_task(recipe)]
     problems += [*rollout_problems(recipe), *megatron_problems(recipe)]
+    problems += fp8_rollout_problems(recipe, trains=not answers_only)
     if not answers_only:
         problems += [*critic_problems(recipe), *staleness_problems(recipe)]
-        problems += fp8_rollout_problems(recipe)
     if model is not None:
         problems += [*_layout(recipe, model), *_context(recipe, model), *megatron_shape_problems(recipe, model)]
         problems += [*fp8_block_problems(recipe, model), *routing_replay_problems(recipe, model)]

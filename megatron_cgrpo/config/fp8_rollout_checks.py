@@ -12,8 +12,8 @@ FP8_BLOCK = 128
 """Rows and columns of weights that share a scale: what vLLM's kernels and the publishers of FP8 models have."""
 
 
-def fp8_rollout_problems(recipe: Recipe) -> Iterator[str]:
-    """Sentences of field and value, what is wrong, the remedy."""
+def fp8_rollout_problems(recipe: Recipe, *, trains: bool) -> Iterator[str]:
+    """Sentences of field and value, what is wrong, the remedy; those of correction where something ``trains``."""
     rollout = recipe.rollout
     without = {"rollout.quantization": "none", "rollout.kv_cache_dtype": "auto"}
     for field, value in zip(without, (rollout.quantization, rollout.kv_cache_dtype), strict=True):
@@ -25,7 +25,7 @@ def fp8_rollout_problems(recipe: Recipe) -> Iterator[str]:
                 f"{field}=fp8: vLLM computes the rest in bfloat16 then, and model.dtype={recipe.model.dtype}: set "
                 f"model.dtype=bfloat16, or {remedy}"
             )
-        for period in periods(recipe):
+        for period in periods(recipe) if trains else ():
             # Supervised objectives have no ratio: what they are given is data, whoever wrote it.
             if period.algorithm.correction.mode == "none" and not period.algorithm.supervised:
                 yield (

@@ -38,6 +38,13 @@ def test_uncorrected_samples_of_any_stage_are_refused(field: str) -> None:
     assert "stages.0.algorithm.correction.mode=none" in later
 
 
+def test_where_nothing_trains_nothing_has_to_be_corrected() -> None:
+    recipe = load_recipe(SANDBOX, [*FP8, "algorithm.correction.mode=none"])
+    check_recipe(recipe, SHAPE, answers_only=True)
+    with pytest.raises(ConfigError, match="set model.dtype=bfloat16"):
+        check_recipe(load_recipe(SANDBOX, ["rollout.quantization=fp8"]), SHAPE, answers_only=True)
+
+
 def test_supervised_training_has_no_ratio_to_correct() -> None:
     assert problems(*FP8, "algorithm.preset=raft") == []
 
