@@ -58,18 +58,38 @@ class VersionSpan:
 
 
 @dataclass(frozen=True)
+class Routes:
+    """The experts that an engine sent tokens through: of every token that it computed, the prompt's first.
+
+    It computes all but the last, which it only samples. ``experts`` are their numbers, row by row [tokens, layers,
+    per token], a byte each or, where ``wide``, two (little-endian).
+    """
+
+    experts: bytes
+    layers: int
+    per_token: int
+    wide: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return len(self.experts) // (self.layers * self.per_token * (2 if self.wide else 1))
+
+
+@dataclass(frozen=True)
 class Completion:
     """What an engine returns for one requested continuation.
 
     ``logprobs[t]`` is the engine's log-probability (nats) of ``token_ids[t]`` under the prompt it was given.
     ``versions`` cover the tokens from the first to the last: several where weights were updated while it was sampled,
-    none where nothing that is trained wrote it.
+    none where nothing that is trained wrote it. ``routes`` are those of its prompt's tokens and its own, where they
+    were asked for.
     """
 
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: FinishReason
     versions: tuple[VersionSpan, ...] = ()
+    routes: Routes | None = None
 
     @property
     def weight_version(self) -> int:
@@ -203,7 +223,8 @@ class TrainRow:
     reduction (ALGORITHM: the denominator is fixed over the whole mini-batch before it is split), so that summing
     over any layout of micro-batches and ranks gives the same gradient.
     ``behaviour_logprobs`` (empty in supervised learning, which has no behaviour policy) and the optional
-    ``old_logprobs``/``reference_logprobs`` have one entry per response token.
+    ``old_logprobs``/``reference_logprobs`` have one entry per response token. ``routes`` are those of the first tokens,
+    where the engine saw this very sequence.
     """
 
     token_ids: list[int]
@@ -214,6 +235,7 @@ class TrainRow:
     behaviour_logprobs: list[float] = field(default_factory=list)
     old_logprobs: list[float] | None = None
     reference_logprobs: list[float] | None = None
+    routes: Routes | None = None
 
     @property
     def response_length(self) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch.nn import Module
 
 from megatron_cgrpo.actor.context import context_group, join_parts
 from megatron_cgrpo.actor.model import forward_microbatch
+from megatron_cgrpo.actor.routing_replay import RoutingReplay
 from megatron_cgrpo.data.microbatch import MicroBatch
 
 # (log-probability, entropy, micro-batch) -> (loss to be summed, anything to report)
@@ -19,13 +22,19 @@ PostProcess = Callable[[Tensor, Tensor, MicroBatch], tuple[Tensor, Any]]
 
 
 def run_microbatches(
-    chunks: list[Module], batches: list[MicroBatch], post_process: PostProcess, *, train: bool
+    chunks: list[Module],
+    batches: list[MicroBatch],
+    post_process: PostProcess,
+    *,
+    train: bool,
+    replays: Mapping[Module, RoutingReplay] = MappingProxyType({}),
 ) -> list[Any]:
     """Forward (and with ``train`` backward) over all micro-batches; what ``post_process`` reported, in order.
 
     Gradients accumulate in the chunks' ``main_grad`` buffers as the plain sum over micro-batches and replicas of the
     returned losses; the context-parallel ranks of a replica return the same one, of whole sequences. Reports exist on
     the last pipeline stage only; elsewhere the list is empty.
+    Chunks with a replay in ``replays`` route tokens as the engine did, where the micro-batches say how.
     """
 
     def step(data: Iterator[MicroBatch], chunk: Module) -> tuple[Any, Callable[[Any], Any]]:
@@ -37,11 +46,12 @@ def run_microbatches(
             # Megatron sums these counts only to divide by them, which ``finalize_gradients`` leaves out.
             return loss, torch.zeros((), dtype=torch.int, device=loss.device), report
 
-        return forward_microbatch(chunk, batch), finish
+        with replays[chunk].of(batch) if chunk in replays else nullcontext():
+            return forward_microbatch(chunk, batch), finish
 
     iterators = [iter(batches) for _ in chunks]
     length = max(batch.tokens.shape[1] for batch in batches)
-    return get_forward_backward_func()(
+    reports = get_forward_backward_func()(
         forward_step_func=step,
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=chunks if len(chunks) > 1 else chunks[0],
@@ -50,3 +60,6 @@ def run_microbatches(
         micro_batch_size=batches[0].tokens.shape[0],
         forward_only=not train,
     )
+    for replay in replays.values():
+        replay.clear()
+    return reports

@@ -120,15 +120,16 @@ class ActorGroup:
         engine_ranks: int,
         dtype: str,
         *,
+        quantization: Literal["none", "fp8"] = "none",
         poll: Poll = undisturbed,
     ) -> None:
         """Opens the weight transfer to the engines behind ``client``, before the first ``push``.
 
         Once more where other engines are to take part, or some were started again: all join a transfer opened anew.
-        An engine that it finds dead leaves no transfer open.
+        An engine that it finds dead leaves no transfer open. ``quantization`` is the form that they take weights in.
         """
         [endpoint] = self._call("free_endpoint", ranks=1, poll=poll)
-        self._call("connect", backend, client, engine_ranks, endpoint, dtype, poll=poll)
+        self._call("connect", backend, client, engine_ranks, endpoint, dtype, quantization, poll=poll)
 
     def push(self, version: int, base: bool = False) -> None:
         """Sends the current weights, or with ``base`` the reference's, to the engines, which serve them as ``version``.

@@ -25,6 +25,7 @@ from megatron_cgrpo.actor.optimizer import (
 )
 from megatron_cgrpo.actor.parallel import ParallelState
 from megatron_cgrpo.actor.router_losses import RouterLosses
+from megatron_cgrpo.actor.routing_replay import RoutingReplay
 from megatron_cgrpo.config.model import ModelConfig
 from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.config.optimizer import OptimizerConfig
@@ -75,6 +76,10 @@ class MegatronPolicy:
         self._optimizer = build_optimizer(spec.optimizer, wrapped, overlap, spec.model)
         self._router_losses = RouterLosses(wrapped, spec.model.moe)
         self._scheduler = build_scheduler(spec.optimizer, self._optimizer, spec.total_updates)
+        self._replays: dict[Module, RoutingReplay] = {}
+        if spec.model.moe.replay_routing:
+            split = spec.parallel.sequence_parallel
+            self._replays = {chunk: RoutingReplay(chunk, state.tp_group, split) for chunk in self._chunks}
         self._reference: list[Module] | None = None
         self._exports: dict[bool, WeightExport] = {}
 
@@ -117,7 +122,7 @@ class MegatronPolicy:
         chunks = self._model(reference)
         for chunk in chunks:
             chunk.eval()
-        return run_microbatches(chunks, batches, read, train=False)
+        return run_microbatches(chunks, batches, read, train=False, replays={} if reference else self._replays)
 
     def gradient_norms(self, parts: Mapping[str, list[MicroBatch]], objective: PostProcess) -> dict[str, float]:
         """The norm of the gradient that the rows of each origin give, see ``gradients.norms``; trains nothing.
@@ -166,7 +171,7 @@ class MegatronPolicy:
         for chunk in self._chunks:
             chunk.train()
         self._zero_gradients()
-        return run_microbatches(self._chunks, batches, objective, train=True)
+        return run_microbatches(self._chunks, batches, objective, train=True, replays=self._replays)
 
     def _zero_gradients(self) -> None:
         for chunk in self._chunks:

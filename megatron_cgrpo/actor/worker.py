@@ -146,11 +146,13 @@ class Worker:
         engine_ranks: int,
         endpoint: Endpoint,
         dtype: str,
+        quantization: Literal["none", "fp8"] = "none",
     ) -> None:
         if self._sender is not None:  # what it shares with engines that are gone is not used again
             self._sender.close()
             self._sender = None  # an engine that is found dead leaves none
-        self._sender = build_sender(backend, client, engine_ranks, self._rank, endpoint, self._spec.shape, dtype)
+        shape = self._spec.shape
+        self._sender = build_sender(backend, client, engine_ranks, self._rank, endpoint, shape, dtype, quantization)
 
     def push(self, version: int, base: bool) -> None:
         if self._sender is None:

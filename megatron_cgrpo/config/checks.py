@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_cgrpo.config.critic_checks import critic_input_problems, critic_problems
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.fp8_rollout_checks import fp8_block_problems, fp8_rollout_problems
 from megatron_cgrpo.config.megatron_checks import megatron_problems, megatron_shape_problems
 from megatron_cgrpo.config.method_checks import method_problems
 from megatron_cgrpo.config.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARIES, has_tokenizer, is_megatron
@@ -20,6 +21,7 @@ from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.config.published import download_command
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.rollout_checks import rollout_problems
+from megatron_cgrpo.config.routing_replay_checks import routing_replay_problems
 from megatron_cgrpo.config.staleness_checks import staleness_problems
 from megatron_cgrpo.config.task import FileTaskConfig, MisconceptionsConfig
 from megatron_cgrpo.config.tensor_parallel import engine_layout_problems, tensor_parallel_problems
@@ -34,10 +36,12 @@ def check_recipe(recipe: Recipe, model: ModelShape | None, *, answers_only: bool
     """
     problems = [*_parallel(recipe), *_batch(recipe), *method_problems(recipe), *_sampling(recipe), *_task(recipe)]
     problems += [*rollout_problems(recipe), *megatron_problems(recipe)]
+    problems += fp8_rollout_problems(recipe, trains=not answers_only)
     if not answers_only:
         problems += [*critic_problems(recipe), *staleness_problems(recipe)]
     if model is not None:
         problems += [*_layout(recipe, model), *_context(recipe, model), *megatron_shape_problems(recipe, model)]
+        problems += [*fp8_block_problems(recipe, model), *routing_replay_problems(recipe, model)]
     if recipe.model.path is None:
         problems += _warm_start(recipe)
     if problems:

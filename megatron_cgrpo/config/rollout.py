@@ -66,7 +66,8 @@ class RolloutConfig(Section):
 
     ``schedule: barrier`` makes every group wait at the end of each stage for all others, for comparison only.
     ``quantization: fp8`` serves weights in FP8 with a scale per block of 128x128, which every push brings along.
-    ``kv_cache_dtype: fp8`` halves the cache. ``placement: colocated`` lets engines and trainer ranks take turns on the same devices.
+    ``kv_cache_dtype: fp8`` halves the cache. Critics' engines have the precision that their model is stored in.
+    ``placement: colocated`` lets engines and trainer ranks take turns on the same devices.
 
     Training samples must come from the unmodified distribution: ``top_p`` and ``top_k`` exist to be refused, with
     the reason, when a recipe ported from elsewhere sets them.
@@ -94,6 +95,11 @@ class RolloutConfig(Section):
     threads: int = Field(1, ge=1, description="OpenMP threads of a CPU engine")
     start_timeout_s: float = Field(600.0, gt=0)
     progress_timeout_s: float = Field(300.0, gt=0, description="an engine that decodes nothing for so long is stuck")
+
+    @property
+    def fp8(self) -> bool:
+        """Engines round the policy that they sample from: its weights, or the keys and values of its attention."""
+        return self.quantization == "fp8" or self.kv_cache_dtype == "fp8"
 
     @property
     def colocated(self) -> bool:

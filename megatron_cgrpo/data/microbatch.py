@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_cgrpo.data.routes import gather_routes
 from megatron_cgrpo.types import Origin, TrainRow
 
 
@@ -26,7 +27,8 @@ class MicroBatch:
     ``weight`` is zero except where the target is a response token. ``cu_seqlens`` int32 [segments + 1] and
     ``max_seqlen`` (tokens) delimit packed segments: padding at a row's end is part of its segment, a tail of padding a
     segment of its own. A padded layout has no ``cu_seqlens`` and pads on the right, where a causal model needs no mask.
-    The optional log-probabilities are None where the rows have none.
+    The optional log-probabilities are None where the rows have none, and so are ``routes`` [b, s, layers, experts a
+    token], see ``gather_routes``.
     """
 
     tokens: Tensor
@@ -41,6 +43,7 @@ class MicroBatch:
     reference_logp: Tensor | None
     cu_seqlens: Tensor | None
     max_seqlen: int
+    routes: Tensor | None = None
 
 
 def pack(
@@ -134,6 +137,7 @@ def _build(
         reference_logp=per_token("reference_logprobs", [row.reference_logprobs for row in rows]),
         cu_seqlens=cu_seqlens,
         max_seqlen=max_seqlen,
+        routes=gather_routes(rows, valid),
     )
 
 
@@ -153,6 +157,8 @@ def _check(rows: Sequence[TrainRow]) -> None:
                 raise ValueError(
                     f"row {number}: {name} has {len(values)} entries for {row.response_length} response tokens"
                 )
+        if row.routes is not None and row.routes.tokens > len(row.token_ids):
+            raise ValueError(f"row {number}: routes of {row.routes.tokens} tokens for {len(row.token_ids)}")
 
 
 def _concatenate(values: Sequence[Sequence[float]], dtype: type[np.int64] | type[np.float32]) -> Tensor:

@@ -8,6 +8,8 @@ always take the same kernel, whose rows do not see each other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from vllm import _custom_ops
@@ -21,13 +23,17 @@ def install() -> None:
     product = _custom_ops.onednn_mm
 
     def fixed_rows(handler: _custom_ops.CPUDNNLGEMMHandler, x: Tensor, bias: Tensor | None) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        whole = rows.shape[0] // ROWS * ROWS
-        parts = [product(handler, rows[start : start + ROWS], bias) for start in range(0, whole, ROWS)]
-        rest = rows.shape[0] - whole
-        if rest:
-            padded = torch.nn.functional.pad(rows[whole:], (0, 0, 0, ROWS - rest))
-            parts.append(product(handler, padded, bias)[:rest])
-        return torch.cat(parts).view(*x.shape[:-1], -1)
+        rows = in_fixed_rows(lambda part: product(handler, part, bias), x.reshape(-1, x.shape[-1]))
+        return rows.view(*x.shape[:-1], -1)
 
     _custom_ops.onednn_mm = fixed_rows
+
+
+def in_fixed_rows(product: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """``product`` of ``rows`` [n, in], which it is given ``ROWS`` at a time, the last ones padded with zeros."""
+    whole = rows.shape[0] // ROWS * ROWS
+    parts = [product(rows[start : start + ROWS]) for start in range(0, whole, ROWS)]
+    rest = rows.shape[0] - whole
+    if rest:
+        parts.append(product(torch.nn.functional.pad(rows[whole:], (0, 0, 0, ROWS - rest)))[:rest])
+    return torch.cat(parts)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.config.model_shape import QWEN2, ModelShape
+from megatron_cgrpo.config.model_shape import QWEN2, ModelShape, read_model_shape
 from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.weights.fp8_export import quantisation_config
+from megatron_cgrpo.weights.hf_shapes import hf_shapes
 
 TransferBackend = Literal["file", "nccl", "ipc"]
 
@@ -25,6 +27,10 @@ class EngineSpec:
 
     With ``own_weights`` they serve the directory's own from the start, and none are pushed to them. ``colocated``
     engines share their devices with trainer ranks, and sleep while these are at work.
+
+    ``quantization`` is taken for config.json's ``quantization_config``, whatever the directory's says: the weights that
+    are pushed come in this form. With ``own_weights`` the directory's holds. With ``return_routes`` what was generated
+    comes with its experts.
 
     ``kv_cache_mib`` null leaves the size to ``gpu_memory_utilization``. ``start_timeout_s`` and
     ``progress_timeout_s`` are seconds, the latter without a single token for any request.
@@ -45,6 +51,13 @@ class EngineSpec:
     progress_timeout_s: float
     own_weights: bool = False
     colocated: bool = False
+    quantization: dict[str, Any] | None = None
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    return_routes: bool = False
+
+    @property
+    def fp8(self) -> bool:
+        return self.quantization is not None or self.kv_cache_dtype == "fp8"
 
 
 def transfer_backend(
@@ -83,6 +96,9 @@ def engine_spec(recipe: Recipe, model_dir: Path, cuda: bool) -> EngineSpec:
     prompt differently when a part of it is cached. Equal runs would no longer return bit-identical log-probabilities.
     """
     rollout = recipe.rollout
+    quantization = None
+    if rollout.quantization == "fp8":
+        quantization = quantisation_config(hf_shapes(read_model_shape(model_dir)))
     return EngineSpec(
         model_dir=str(model_dir.absolute()),
         dtype=recipe.model.dtype,
@@ -98,13 +114,27 @@ def engine_spec(recipe: Recipe, model_dir: Path, cuda: bool) -> EngineSpec:
         start_timeout_s=rollout.start_timeout_s,
         progress_timeout_s=rollout.progress_timeout_s,
         colocated=rollout.colocated,
+        quantization=quantization,
+        kv_cache_dtype=rollout.kv_cache_dtype,
+        return_routes=recipe.model.moe.replay_routing,
     )
 
 
 def critic_engine_spec(recipe: Recipe, model_dir: Path, cuda: bool) -> EngineSpec:
-    """Of engines that serve ``critic.model``, whose weights are in ``model_dir``."""
-    spec = engine_spec(recipe, model_dir, cuda)
-    return replace(spec, tensor_parallel=recipe.critic.model.tensor_parallel, own_weights=True, colocated=False)
+    """Of engines that serve ``critic.model``, whose weights are in ``model_dir``, in the precision stored there."""
+    spec = engine_spec(_unquantised(recipe), model_dir, cuda)
+    return replace(
+        spec,
+        tensor_parallel=recipe.critic.model.tensor_parallel,
+        own_weights=True,
+        colocated=False,
+        return_routes=False,
+    )
+
+
+def _unquantised(recipe: Recipe) -> Recipe:
+    rollout = recipe.rollout.model_copy(update={"quantization": "none", "kv_cache_dtype": "auto"})
+    return recipe.model_copy(update={"rollout": rollout})
 
 
 def engine_args(spec: EngineSpec) -> dict[str, Any]:
@@ -117,6 +147,7 @@ def engine_args(spec: EngineSpec) -> dict[str, Any]:
         "model": spec.model_dir,
         "load_format": "auto" if spec.own_weights else "dummy",
         "dtype": spec.dtype,
+        "kv_cache_dtype": spec.kv_cache_dtype,
         "max_model_len": spec.max_model_len,
         "max_num_seqs": spec.max_num_seqs,
         "tensor_parallel_size": spec.tensor_parallel,
@@ -129,6 +160,9 @@ def engine_args(spec: EngineSpec) -> dict[str, Any]:
     }
     if not spec.own_weights:
         args["weight_transfer_config"] = {"backend": spec.transfer_backend}
+        args["hf_overrides"] = {"quantization_config": spec.quantization}
+    if spec.return_routes:
+        args["enable_return_routed_experts"] = True
     if spec.kv_cache_mib is not None:
         args["kv_cache_memory_bytes"] = spec.kv_cache_mib << 20
     return args | (_gpu_args(spec) if spec.on_gpu else _cpu_args(spec))

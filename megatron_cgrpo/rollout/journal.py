@@ -21,7 +21,7 @@ from megatron_cgrpo.critique.protocol import CritiqueFailure, CritiqueRequest
 from megatron_cgrpo.critique.usage import Usage
 from megatron_cgrpo.observe.atomic import write_json
 from megatron_cgrpo.rollout.protocol import GenerateRequest, Generator, RequestKey
-from megatron_cgrpo.types import NOT_TRAINED, Completion, FinishReason, VersionSpan
+from megatron_cgrpo.types import NOT_TRAINED, Completion, FinishReason, Routes, VersionSpan
 
 logger = logging.getLogger(__name__)
 
@@ -201,18 +201,25 @@ def _digest(asked: list[Any]) -> str:
 
 def _record(completion: Completion) -> dict[str, Any]:
     """JSON-able. Four bytes a log-probability, which keep all bits of what engines give."""
-    return {
+    routes = completion.routes
+    record = {
         "tokens": completion.token_ids,
         "logprobs": base64.b64encode(numpy.asarray(completion.logprobs, FLOAT32).tobytes()).decode(),
         "finish": str(completion.finish_reason),
         "versions": [[span.version, span.tokens] for span in completion.versions],
     }
+    if routes is not None:
+        experts = base64.b64encode(routes.experts).decode()
+        record["routes"] = [experts, routes.layers, routes.per_token, routes.wide]
+    return record
 
 
 def _completion(record: dict[str, Any]) -> Completion:
+    experts, *layout = record.get("routes", [None])
     return Completion(
         token_ids=record["tokens"],
         logprobs=numpy.frombuffer(base64.b64decode(record["logprobs"]), FLOAT32).tolist(),
         finish_reason=FinishReason(record["finish"]),
         versions=tuple(VersionSpan(version, tokens) for version, tokens in record["versions"]),
+        routes=None if experts is None else Routes(base64.b64decode(experts), *layout),
     )

@@ -11,12 +11,16 @@ from megatron_cgrpo.rollout.engine_control import EngineControl
 from megatron_cgrpo.rollout.engine_spec import EngineSpec, engine_args
 from megatron_cgrpo.rollout.protocol import EngineDied, EngineStartError, GenerateRequest, RequestKey
 from megatron_cgrpo.rollout.stderr_tail import StderrTail
-from megatron_cgrpo.types import Completion, FinishReason, VersionSpan
+from megatron_cgrpo.types import Completion, FinishReason, Routes, VersionSpan
 
 if TYPE_CHECKING:
+    import numpy as np
     from vllm import CompletionOutput, RequestOutput
 
 T = TypeVar("T")
+
+FP8_CAPABILITY = 89
+"""Of the first GPUs that multiply FP8 (Ada and Hopper), as vLLM writes compute capabilities."""
 
 LIVENESS_POLL_S = 0.5
 """A call into a dead engine core never returns, so every wait looks up this often whether the core still lives."""
@@ -35,6 +39,11 @@ class VllmEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        if not spec.on_gpu:
+            # What it adds to vLLM on CPUs holds for the configuration too, which is made before any worker.
+            from megatron_cgrpo.rollout import vllm_worker  # noqa: F401
+        elif spec.fp8:
+            check_fp8_device()
         self._spec = spec
         stderr = StderrTail()
         try:
@@ -68,7 +77,9 @@ class VllmEngine:
         """
         output = await self._alive(self._answer(request), self._control.check_open)
         outputs = sorted(output.outputs, key=lambda output: output.index)
-        return [completion(output, self._spec.own_weights) for output in outputs]
+        # Nothing else trains in the context that it was sampled in.
+        prompt = len(request.prompt_ids) if request.key is not None and request.key.stage == "generate" else None
+        return [completion(output, self._spec.own_weights, prompt) for output in outputs]
 
     async def decoded(self) -> int:
         """As far as vLLM's front end, in this process, has heard from the core, which is not asked."""
@@ -161,13 +172,27 @@ class VllmEngine:
             task.cancel()
 
 
+def check_fp8_device() -> None:
+    """Raises EngineStartError on a GPU that would emulate FP8, or have no kernel for it."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.has_device_capability(FP8_CAPABILITY):
+        raise EngineStartError(
+            f"rollout.quantization=fp8 or rollout.kv_cache_dtype=fp8: {current_platform.get_device_name()} has no FP8 "
+            "products (compute capability 8.9 or newer): set them to none and auto"
+        )
+
+
 def _name(key: RequestKey | None) -> str:
     """What a request is called in vLLM's logs."""
     return "request" if key is None else f"{key.stage}-{key.step}-{key.prompt_id}-{key.index}"
 
 
-def completion(output: CompletionOutput, own_weights: bool) -> Completion:
-    """vLLM's result in our terms. vLLM's spans cover the sampled tokens one after the other."""
+def completion(output: CompletionOutput, own_weights: bool, routed_prompt: int | None = None) -> Completion:
+    """vLLM's result in our terms. vLLM's spans cover the sampled tokens one after the other.
+
+    Its experts, where it returned any, are kept behind a prompt of ``routed_prompt`` tokens.
+    """
     spans = [] if own_weights else output.weight_versions or []
     token_ids = list(output.token_ids)
     return Completion(
@@ -175,4 +200,15 @@ def completion(output: CompletionOutput, own_weights: bool) -> Completion:
         logprobs=[position[token].logprob for position, token in zip(output.logprobs, token_ids, strict=True)],
         finish_reason=FinishReason(output.finish_reason),
         versions=tuple(VersionSpan(int(span.version), span.end - span.start) for span in spans),
+        routes=None if routed_prompt is None else routes(output.routed_experts, routed_prompt + len(token_ids) - 1),
     )
+
+
+def routes(experts: np.ndarray | None, tokens: int) -> Routes | None:
+    """vLLM's uint8 or uint16 [tokens, layers, per token]. Raises RuntimeError where it is of other ``tokens``."""
+    if experts is None:
+        return None
+    if len(experts) != tokens:
+        raise RuntimeError(f"vLLM returned the experts of {len(experts)} tokens where it computed {tokens}")
+    wide = experts.dtype.itemsize == 2
+    return Routes(experts.astype("<u2" if wide else "u1").tobytes(), *experts.shape[1:], wide)

@@ -7,15 +7,19 @@ from collections.abc import Iterator
 
 import torch
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+from vllm.model_executor.layers.quantization.fp8 import Fp8LinearMethod, Fp8MoEMethod
 from vllm.platforms import current_platform
 
-from megatron_cgrpo.rollout import cpu_batch_invariance
+from megatron_cgrpo.rollout import cpu_batch_invariance, cpu_fp8, cpu_routes
 from megatron_cgrpo.weights.families import HF_HEAD
+from megatron_cgrpo.weights.fp8_blocks import SCALE_SUFFIX
 from megatron_cgrpo.weights.transfer import file_backend
 
 file_backend.register()
 if current_platform.is_cpu():
     cpu_batch_invariance.install()
+    cpu_fp8.install()
+    cpu_routes.install()
 
 
 class WorkerExtension:
@@ -31,14 +35,20 @@ class WorkerExtension:
 
 
 def checkpoint_names(model: torch.nn.Module) -> set[str]:
-    """Parameter names of a vLLM model; fused projections (``qkv_proj``, ``gate_up_proj``) and experts taken apart."""
+    """Parameter names of a vLLM model; fused projections (``qkv_proj``, ``gate_up_proj``) and experts taken apart.
+
+    A matrix in FP8 has its scales beside it, under the checkpoint's name, whatever the kernel has made of them.
+    """
     fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     names: set[str] = set()
     for path, module in model.named_modules():
         if isinstance(module, RoutedExperts):
             names.update(_expert_names(module))
             continue
-        for name, _ in module.named_parameters(prefix=path, recurse=False):
+        own = {name for name, _ in module.named_parameters(recurse=False)}
+        if isinstance(getattr(module, "quant_method", None), Fp8LinearMethod):
+            own = (own & {"bias"}) | {"weight", "weight" + SCALE_SUFFIX}
+        for name in (f"{path}.{each}" for each in own):
             choices = [fused.get(part, [part]) for part in name.split(".")]
             names.update(".".join(choice) for choice in itertools.product(*choices))
     return names
@@ -49,3 +59,5 @@ def _expert_names(experts: RoutedExperts) -> Iterator[str]:
     parts = (experts.ckpt_gate_proj_name, experts.ckpt_up_proj_name, experts.ckpt_down_proj_name)
     for number, part in itertools.product(range(experts.moe_config.num_logical_experts), parts):
         yield f"{experts.layer_name}.{number}.{part}.weight"
+        if isinstance(experts.quant_method, Fp8MoEMethod):
+            yield f"{experts.layer_name}.{number}.{part}.weight{SCALE_SUFFIX}"

@@ -10,7 +10,7 @@ from megatron_cgrpo.algorithm.advantages import group_advantages
 from megatron_cgrpo.algorithm.reduction import reduction_weights
 from megatron_cgrpo.algorithm.spec import LossSpec
 from megatron_cgrpo.config.algorithm import AlgorithmConfig, TrainSource
-from megatron_cgrpo.types import TEMPLATES, Group, Origin, Sample, TrainRow
+from megatron_cgrpo.types import TEMPLATES, Group, Origin, Routes, Sample, TrainRow
 
 RowKind = Literal["response", "refinement", "critique", "solution"]
 CritiqueTokens = Callable[[Group, Sample], tuple[list[int], list[int]]]
@@ -61,6 +61,7 @@ class _Candidate:
     logprobs: list[float]
     advantage: float
     informative: bool
+    routes: Routes | None = None
 
 
 def loss_spec(algorithm: AlgorithmConfig) -> LossSpec:
@@ -138,6 +139,8 @@ def _samples(
                 sample.completion.logprobs,
                 advantage,
                 informative,
+                # Those of a refinement were chosen under the critique, which the trainer does not see.
+                sample.completion.routes if sample.origin is Origin.ROLLOUT else None,
             )
 
 
@@ -178,4 +181,5 @@ def _row(candidate: _Candidate, weight: float, supervised: bool) -> TrainRow:
         weight=weight,
         origin=candidate.origin,
         behaviour_logprobs=[] if supervised else candidate.logprobs,
+        routes=candidate.routes,
     )

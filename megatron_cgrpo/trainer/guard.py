@@ -26,6 +26,13 @@ _STALE = {
 }
 
 
+_ROUNDED = {
+    "meaning": "engines in FP8 sample from a rounded policy, whose distance from the trainer's is part of this figure",
+    "remedy": "where it was so from the first step on, raise guard.mismatch_above; where it has grown, set "
+    "rollout.quantization=none and rollout.kv_cache_dtype=auto, or lower optimizer.lr",
+}
+
+
 class Collapsed(RunError):
     """The guard ended the run; what was trained so far is in a checkpoint."""
 
@@ -50,10 +57,13 @@ class CollapseGuard:
     changed since holds for them too. A step without the figure neither adds to a count nor ends it.
     """
 
-    def __init__(self, config: GuardConfig, staleness: int, lines: Iterable[Mapping[str, float]]) -> None:
-        """``staleness`` is the run's: what it means that trainer and engines differ depends on it."""
+    def __init__(
+        self, config: GuardConfig, staleness: int, lines: Iterable[Mapping[str, float]], *, fp8: bool = False
+    ) -> None:
+        """``staleness`` is the run's, and ``fp8`` whether its engines compute in it: what it means that trainer and
+        engines differ depends on both."""
         self._action = config.action
-        self._watches = [] if config.action == "off" else _watches(config, staleness)
+        self._watches = [] if config.action == "off" else _watches(config, staleness, fp8)
         self._counts = {watch.name: 0 for watch in self._watches}
         self._latest: dict[str, float] = {}
         for line in lines:
@@ -91,7 +101,7 @@ class CollapseGuard:
         )
 
 
-def _watches(config: GuardConfig, staleness: int) -> list[_Watch]:
+def _watches(config: GuardConfig, staleness: int, fp8: bool) -> list[_Watch]:
     """Those that have a threshold, and that something trains."""
     idle = _Watch(
         "idle",
@@ -124,7 +134,7 @@ def _watches(config: GuardConfig, staleness: int) -> list[_Watch]:
             "mismatch.kl",
             config.mismatch_above,
             config.patience,
-            **(_STALE if staleness else _DISAGREE),
+            **(_STALE if staleness else _ROUNDED if fp8 else _DISAGREE),
         ),
     ]
     return [*(watch for watch in thresholds if watch is not None), idle]

@@ -32,6 +32,7 @@ from megatron_cgrpo.trainer.record import Record
 from megatron_cgrpo.trainer.restarts import LOST
 from megatron_cgrpo.trainer.signals import StopRequested, StopSignal
 from megatron_cgrpo.trainer.step_metrics import (
+    replay_metrics,
     rollout_metrics,
     stage_seconds,
     time_metrics,
@@ -82,7 +83,7 @@ class TrainingLoop:
         self._weights = WeightService(system, self._feeder, self._timer)
         self._critique_tokens = CritiqueRows(task, recipe.critic.sees, tokenizer.eos_token_id)
         self._witness = Witness(system.actor, task, tokenizer.show, recipe.observe)
-        self._guard = CollapseGuard(recipe.guard, recipe.train.staleness, record.metrics())
+        self._guard = CollapseGuard(recipe.guard, recipe.train.staleness, record.metrics(), fp8=recipe.rollout.fp8)
         self._trained = record.last_step
 
     def run(self) -> None:
@@ -199,7 +200,7 @@ class TrainingLoop:
         metrics: dict[str, float] = {"step": step, **rollout_metrics(groups), **update_metrics(updates)}
         tokens = sum(update.tokens for update in updates)
         metrics |= token_metrics(batch.clock, tokens) | batch.usage | evidence.metrics | costs
-        metrics |= verdict_metrics(groups) | sampling_metrics(batch)
+        metrics |= verdict_metrics(groups) | sampling_metrics(batch) | replay_metrics(rows.mini_batches)
         if recipe.algorithm_at(step).sample_from == "policy":
             metrics |= staleness_metrics(step, groups)
         metrics |= self._guard.watch(metrics)

@@ -135,7 +135,12 @@ class Problems:
 def _check_machine(recipe: Recipe) -> None:
     cuda = torch.cuda.is_available()
     check_machine(recipe.model, recipe.parallel, recipe.optimizer, recipe.train.packed, Machine.here())
-    check_engine_model(model_shape(recipe), cuda)
+    check_engine_model(shape := model_shape(recipe), cuda)
+    if recipe.rollout.quantization == "fp8" and shape.experts and not (cuda or torch.cpu._is_amx_tile_supported()):
+        raise ConfigError(
+            "rollout.quantization=fp8: vLLM multiplies experts in FP8 on GPUs, and on CPUs with AMX only: set "
+            "rollout.quantization=none"
+        )
     if recipe.sync.backend in ("nccl", "ipc") and not cuda:
         raise ConfigError(f"sync.backend={recipe.sync.backend}: needs CUDA: set sync.backend=auto")
 

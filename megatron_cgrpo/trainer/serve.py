@@ -111,6 +111,8 @@ def _settings(recipe: Recipe, problems: Problems, samples: int, checkpoint: Path
         "samples": samples,
         "seed": recipe.seed,
         "dtype": recipe.model.dtype,
+        "quantization": recipe.rollout.quantization,
+        "kv_cache_dtype": recipe.rollout.kv_cache_dtype,
         "temperature": recipe.rollout.temperature,
         "max_response_tokens": recipe.rollout.max_response_tokens,
     }

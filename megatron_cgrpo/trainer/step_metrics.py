@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from megatron_cgrpo.actor.group_update import GroupUpdate
 from megatron_cgrpo.algorithm.metrics import LOSS_TERMS, reduce_metrics
 from megatron_cgrpo.rollout.clock import IDLE, StageClock
-from megatron_cgrpo.types import TEMPLATES, FinishReason, Group, Origin, Sample
+from megatron_cgrpo.types import TEMPLATES, FinishReason, Group, Origin, Sample, TrainRow
 
 UNPARSABLE = ("no_conclusion", "contradictory", "truncated", "empty")
 
@@ -114,6 +114,15 @@ def token_metrics(clock: StageClock, update_tokens: int) -> dict[str, float]:
     if clock.given_up:
         metrics["throughput.given_up_tokens"] = clock.given_up
     return metrics
+
+
+def replay_metrics(mini_batches: Sequence[Sequence[TrainRow]]) -> dict[str, float]:
+    """Of the response tokens that train, the share that goes through the experts that the engine chose."""
+    rows = [row for batch in mini_batches for row in batch]
+    if not any(row.routes for row in rows):
+        return {}
+    replayed = sum(row.response_length for row in rows if row.routes)
+    return {"routing.replayed": replayed / sum(row.response_length for row in rows)}
 
 
 def _critique_agreement(groups: Sequence[Group]) -> dict[str, float]:

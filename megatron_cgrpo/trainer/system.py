@@ -173,7 +173,8 @@ def _join(
 ) -> None:
     handles = [engine.handle for engine in engines if isinstance(engine, RayEngine)]
     client = WeightClient(handles, recipe.rollout.tensor_parallel, recipe.rollout.progress_timeout_s)
-    actor.connect(backend, client, client.engine_ranks, recipe.model.dtype, poll=poll)
+    quantization = recipe.rollout.quantization
+    actor.connect(backend, client, client.engine_ranks, recipe.model.dtype, quantization=quantization, poll=poll)
 
 
 def _critic_scale(recipe: Recipe, model_dir: Path) -> float:

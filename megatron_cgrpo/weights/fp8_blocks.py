@@ -1,4 +1,4 @@
-"""FP8 weights with a scale per block, as DeepSeek-V3 and Qwen3-FP8 publish them, turned into bfloat16.
+"""FP8 weights with a scale per block, as DeepSeek-V3 and Qwen3-FP8 publish them: made, and turned into bfloat16.
 
 ``config.json``: ``quantization_config: {quant_method: fp8, fmt: e4m3, weight_block_size: [rows, columns]}``. Beside
 each float8_e4m3fn ``<name>`` [out, in] stands ``<name>_scale_inv`` [ceil(out / rows), ceil(in / columns)], by which
@@ -26,6 +26,8 @@ _FLOAT8 = frozenset(
 _SCALE_DTYPES = (torch.float32, torch.bfloat16)  # DeepSeek's and Qwen's
 # float8_e4m3fn -> float32 by its byte: torch converts one number at a time on CPUs, at half the speed of this table.
 _VALUES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+_LARGEST = torch.finfo(torch.float8_e4m3fn).max  # 448
+_SMALLEST_BLOCK = 2.0**-100  # a largest value below it counts as it: the scale of a block of zeros is a normal number
 _REMEDY = "dequantise the checkpoint to bfloat16 first, or take the publisher's unquantised one"
 
 
@@ -39,6 +41,18 @@ class Fp8Blocks:
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Shape of the scales of a weight [out, in]."""
         return -(-shape[0] // self.rows), -(-shape[1] // self.columns)
+
+    def quantise(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """float8_e4m3fn [out, in] and float32 scales of ``scale_shape``, on the weight's device.
+
+        A block's scale takes its largest magnitude to the format's largest number, 448. Rounds to the nearest.
+        """
+        rows, columns = self.scale_shape((weight.shape[0], weight.shape[1]))
+        beyond = (0, columns * self.columns - weight.shape[1], 0, rows * self.rows - weight.shape[0])
+        blocks = torch.nn.functional.pad(weight.float(), beyond).view(rows, self.rows, columns, self.columns)
+        scale = blocks.abs().amax((1, 3)).clamp_(min=_SMALLEST_BLOCK) / _LARGEST
+        values = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn).view(rows * self.rows, -1)
+        return values[: weight.shape[0], : weight.shape[1]].contiguous(), scale
 
     def dequantise(self, weight: Tensor, scale: Tensor) -> Tensor:
         """float8 [out, in] times its blocks' scales in float32, rounded to bfloat16 [out, in].

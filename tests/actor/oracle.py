@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from models import load_hf_model
 from rank_cases import SPEC, training_rows
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from megatron_cgrpo.algorithm.loss import LossInputs, policy_loss
 from megatron_cgrpo.types import Origin, TrainRow
@@ -21,11 +22,16 @@ def save_gradients(directory: Path) -> float:
     return loss
 
 
-def gradients_of(directory: Path, rows: list[TrainRow]) -> tuple[dict[str, Tensor], float]:
-    """(HF name -> gradient, loss) of the model in ``directory``, sequence by sequence."""
+def gradients_of(
+    directory: Path,
+    rows: list[TrainRow],
+    prepare: Callable[[PreTrainedModel, TrainRow], None] = lambda model, row: None,
+) -> tuple[dict[str, Tensor], float]:
+    """(HF name -> gradient, loss) of the model in ``directory``, sequence by sequence, after ``prepare`` for each."""
     model = load_hf_model(directory)
     total = 0.0
     for row in rows:
+        prepare(model, row)
         scores = model(torch.tensor([row.token_ids])).logits[0].log_softmax(-1)
         first, count = row.prompt_length - 1, row.response_length
         responses = scores[first : first + count]

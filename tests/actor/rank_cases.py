@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from megatron_cgrpo.actor.model_weights import WeightExport, load_weights, named
 from megatron_cgrpo.actor.optimizer import buffer_config, wrap_for_training
 from megatron_cgrpo.actor.parallel import Endpoint, ParallelState
 from megatron_cgrpo.actor.router_losses import RouterLosses
+from megatron_cgrpo.actor.routing_replay import RoutingReplay
 from megatron_cgrpo.algorithm.spec import LossSpec
 from megatron_cgrpo.config.model import ModelConfig
 from megatron_cgrpo.config.model_shape import read_model_shape
 from megatron_cgrpo.config.optimizer import OptimizerConfig
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.data.packing import schedule
-from megatron_cgrpo.types import Origin, TrainRow
+from megatron_cgrpo.types import Origin, Routes, TrainRow
 from megatron_cgrpo.weights.families import model_weights
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.mapping import local_shard
@@ -38,6 +39,7 @@ class Case:
     micro_batch_tokens: int = 60
     recompute: dict[str, Any] = field(default_factory=dict)
     moe: dict[str, Any] = field(default_factory=dict)
+    replay: bool = False
 
     def config(self) -> ParallelConfig:
         return ParallelConfig(**self.parallel)
@@ -63,6 +65,19 @@ def training_rows(vocab: int = 61) -> list[TrainRow]:
     return rows
 
 
+def routed_rows() -> list[TrainRow]:
+    """``training_rows`` of a model with 4 layers and 6 experts, 2 a token: rollouts know made-up experts of all tokens
+    but the last."""
+    generator = torch.Generator().manual_seed(6)
+    rows = []
+    for row in training_rows():
+        if row.origin is Origin.ROLLOUT:
+            experts = torch.rand(len(row.token_ids) - 1, 4, 6, generator=generator).argsort(-1)[..., :2]
+            row = replace(row, routes=Routes(experts.to(torch.uint8).contiguous().numpy().tobytes(), 4, 2))
+        rows.append(row)
+    return rows
+
+
 SPEC = LossSpec(entropy_coef=0.1, refinement_clip=False)
 
 
@@ -83,7 +98,10 @@ def gradients(rank: int, ports: list[int], model_dir: str, cases: list[Case]) ->
                 chunk.zero_grad_buffer()
             batches, losses = _batches(case, world), RouterLosses(wrapped, model.moe)
             losses.begin(batches)
-            reports = run_microbatches(wrapped, batches, objectives.policy_gradient(SPEC), train=True)
+            split = case.config().sequence_parallel
+            replays = {chunk: RoutingReplay(chunk, world.tp_group, split) for chunk in wrapped} if case.replay else {}
+            objective = objectives.policy_gradient(SPEC)
+            reports = run_microbatches(wrapped, batches, objective, train=True, replays=replays)
             router = losses.end()
             loss = sum(report.sums["loss.total"] for report in reports) if world.is_last_stage else torch.zeros(())
             loss = torch.as_tensor(loss, dtype=torch.float64)
@@ -175,7 +193,7 @@ def _forward_logits(chunks: list[Any], case: Case, world: ParallelState) -> torc
 
 
 def _batches(case: Case, world: ParallelState) -> list[Any]:
-    rows, layout = training_rows(), Layout.of(case.config(), case.packed)
+    rows, layout = routed_rows() if case.replay else training_rows(), Layout.of(case.config(), case.packed)
     lengths = [layout.row_length(row) for row in rows]
     if not case.packed:
         lengths = [max(lengths)] * len(lengths)

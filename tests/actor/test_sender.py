@@ -8,11 +8,15 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from megatron_cgrpo.actor.parallel import Endpoint
 from megatron_cgrpo.actor.sender import build_sender
 from megatron_cgrpo.actor.worker import Worker
 from megatron_cgrpo.config.model_shape import QWEN3, ModelShape
+from megatron_cgrpo.weights.fp8_export import quantised
+from megatron_cgrpo.weights.hf_shapes import hf_shapes
 from megatron_cgrpo.weights.transfer.file import FileSender
 
 SHAPE = ModelShape(QWEN3, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=8, ffn=8, vocab=9, max_positions=16)
@@ -54,6 +58,26 @@ def test_file_sends_from_rank_0_alone() -> None:
 def test_a_rank_that_sends_files_does_without_vllm() -> None:
     result = subprocess.run([sys.executable, "-c", BUILD_ON_A_RANK], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
+
+
+def test_fp8_engines_get_quantised_weights() -> None:
+    class Receiver(Engines):
+        received: dict[str, torch.Tensor] = {}
+
+        def start_weight_update(self) -> None: ...
+
+        def finish_weight_update(self, version: int) -> None: ...
+
+        def update_weights(self, update_info: dict[str, Any]) -> None:
+            self.received |= load_file(update_info["path"])
+
+    sender = build_sender("file", Receiver(), 1, 0, ENDPOINT, SHAPE, "bfloat16", "fp8")
+    tensors = {name: torch.randn(size).bfloat16() for name, size in hf_shapes(SHAPE).items()}
+    sender.send(tensors.items(), 1)
+    expected = dict(quantised(tensors.items()))
+    assert Receiver.received.keys() == expected.keys()
+    for name, tensor in Receiver.received.items():
+        assert tensor.dtype == expected[name].dtype and torch.equal(tensor.float(), expected[name].float()), name
 
 
 def test_a_rank_that_connects_again_closes_what_it_shares_with_engines_that_are_gone() -> None:

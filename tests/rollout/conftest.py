@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_qwen3 import CHARACTERS, tiny_qwen3
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tiny_qwen3 import save_without_weights, tiny_qwen3
 
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.rollout import RolloutConfig
@@ -22,13 +20,7 @@ from megatron_cgrpo.rollout.weight_client import WeightClient
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """config.json and a character tokenizer; no weights, as engines start without them."""
     directory = tmp_path_factory.mktemp("tiny-qwen3")
-    vocabulary = {character: index for index, character in enumerate(CHARACTERS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
-    fast.save_pretrained(str(directory))
-    tiny_qwen3(0).config.save_pretrained(str(directory))
+    save_without_weights(directory, tiny_qwen3(0).config)
     return directory
 
 

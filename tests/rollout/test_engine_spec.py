@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 
 from megatron_cgrpo.config.critic import CriticConfig, CriticModelConfig
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.model import ModelConfig, MoeConfig
 from megatron_cgrpo.config.model_shape import QWEN2, ModelShape
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.rollout import RolloutConfig
@@ -33,6 +35,7 @@ SHARED = {
     "model": "/models/qwen",
     "load_format": "dummy",
     "dtype": "float32",
+    "kv_cache_dtype": "auto",
     "max_model_len": 550,
     "max_num_seqs": 32,
     "tensor_parallel_size": 2,
@@ -48,6 +51,7 @@ SHARED = {
 def test_arguments_on_cpu() -> None:
     assert engine_args(engine_spec(RECIPE, Path("/models/qwen"), cuda=False)) == SHARED | {
         "weight_transfer_config": {"backend": "file"},
+        "hf_overrides": {"quantization_config": None},
         "enable_prefix_caching": False,
         "enforce_eager": True,
         "enable_chunked_prefill": False,
@@ -59,6 +63,7 @@ def test_arguments_on_cpu() -> None:
 def test_arguments_on_gpu() -> None:
     assert engine_args(engine_spec(RECIPE, Path("/models/qwen"), cuda=True)) == SHARED | {
         "weight_transfer_config": {"backend": "nccl"},
+        "hf_overrides": {"quantization_config": None},
         "enable_prefix_caching": True,
         "gpu_memory_utilization": 0.85,
         "enable_sleep_mode": False,
@@ -80,8 +85,46 @@ def test_a_critics_engines_have_weights_and_workers_of_their_own(cuda: bool) -> 
     recipe = RECIPE.model_copy(update={"critic": CriticConfig(model=CriticModelConfig(tensor_parallel=4))})
     args = engine_args(critic_engine_spec(recipe, Path("/models/judge"), cuda))
     policy = engine_args(engine_spec(RECIPE, Path("/models/qwen"), cuda))
-    del policy["weight_transfer_config"]
+    del policy["weight_transfer_config"], policy["hf_overrides"]
     assert args == policy | {"model": "/models/judge", "load_format": "auto", "tensor_parallel_size": 4}
+
+
+def test_fp8_engines_are_told_the_form_of_their_weights_and_critics_are_not(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "moe_intermediate_size": 128,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "max_position_embeddings": 2048,
+        "vocab_size": 40,
+        "hidden_act": "silu",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    rollout = RECIPE.rollout.model_copy(update={"quantization": "fp8", "kv_cache_dtype": "fp8"})
+    model = ModelConfig(dtype="bfloat16", moe=MoeConfig(replay_routing=True))
+    recipe = RECIPE.model_copy(update={"rollout": rollout, "model": model})
+    args = engine_args(engine_spec(recipe, tmp_path, cuda=True))
+    assert args["hf_overrides"]["quantization_config"] == {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+        "modules_to_not_convert": ["lm_head", "model.layers.0.mlp.gate", "model.layers.1.mlp.gate"],
+    }
+    assert args["kv_cache_dtype"] == "fp8" and args["enable_return_routed_experts"] and args["enable_prefix_caching"]
+    critic = engine_args(critic_engine_spec(recipe, tmp_path, cuda=True))
+    assert critic["kv_cache_dtype"] == "auto" and not {"hf_overrides", "enable_return_routed_experts"} & critic.keys()
+
+    from vllm import AsyncEngineArgs
+
+    assert set(args) <= set(AsyncEngineArgs.__dataclass_fields__)
 
 
 def test_engines_run_elsewhere_so_the_model_is_named_absolutely() -> None:

@@ -20,7 +20,7 @@ from megatron_cgrpo.critique.protocol import CritiqueFailure, CritiqueRequest
 from megatron_cgrpo.critique.usage import Usage
 from megatron_cgrpo.rollout.journal import Journal, JournaledGenerator, JournaledWriter
 from megatron_cgrpo.rollout.protocol import GenerateRequest, RequestKey
-from megatron_cgrpo.types import Completion, FinishReason, Prompt, Verdict, VersionSpan
+from megatron_cgrpo.types import Completion, FinishReason, Prompt, Routes, Verdict, VersionSpan
 
 KEY = RequestKey(3, "prompt ü", "refine", 2)
 REQUEST = GenerateRequest([5, 6], 1, 17, 8, 0.5, KEY, priority=30)
@@ -31,14 +31,14 @@ VERSIONS = (VersionSpan(1, 2), VersionSpan(2, 1))
 class Engine:
     """Counts what it is asked; its log-probabilities are float32, as an engine's."""
 
-    def __init__(self, versions: tuple[VersionSpan, ...] = VERSIONS) -> None:
+    def __init__(self, versions: tuple[VersionSpan, ...] = VERSIONS, routes: Routes | None = None) -> None:
         self.asked: list[GenerateRequest] = []
-        self.versions = versions
+        self.versions, self.routes = versions, routes
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         self.asked.append(request)
         logprobs = [float(numpy.float32(math.log(len(self.asked) / 7))), -0.0, float(numpy.float32(-1e-30))]
-        return [Completion([request.seed, 1, 2], logprobs, FinishReason.LENGTH, self.versions)] * request.n
+        return [Completion([request.seed, 1, 2], logprobs, FinishReason.LENGTH, self.versions, self.routes)] * request.n
 
 
 def ask(folder: Path, engine: Engine, request: GenerateRequest = REQUEST, last_step: int = 0) -> list[Completion]:
@@ -57,6 +57,12 @@ def test_a_resumed_run_gets_the_same_bits_without_asking(tmp_path: Path) -> None
     assert ask(tmp_path, second) == answer == asyncio.run(Engine().generate(REQUEST))
     assert (len(first.asked), second.asked) == (1, [])
     assert [math.copysign(1, value) for value in ask(tmp_path, second)[0].logprobs] == [-1, -1, -1]
+
+
+def test_experts_are_kept_too(tmp_path: Path) -> None:
+    routes = Routes(bytes(range(200, 232)), layers=2, per_token=2, wide=True)
+    ask(tmp_path, Engine(routes=routes))
+    assert ask(tmp_path, silent := Engine())[0].routes == routes and silent.asked == []
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 CHARACTERS = ["<pad>", "<eos>", *"0123456789+-*=;. abcdefghijklmnopqrstuvwxyz"]
 
@@ -33,3 +36,14 @@ def tiny_qwen3(seed: int) -> Qwen3ForCausalLM:
 def hf_tensors(model: Qwen3ForCausalLM) -> dict[str, torch.Tensor]:
     """What a complete push contains: a tied output layer is not a weight of its own."""
     return {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+
+
+def save_without_weights(directory: Path, config: PreTrainedConfig) -> None:
+    """What an engine needs that waits for a push: config.json and the character tokenizer."""
+    vocabulary = {character: index for index, character in enumerate(CHARACTERS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
+    fast.save_pretrained(str(directory))
+    config.save_pretrained(str(directory))

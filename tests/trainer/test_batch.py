@@ -8,7 +8,7 @@ import pytest
 
 from megatron_cgrpo.config.algorithm import AlgorithmConfig
 from megatron_cgrpo.trainer.batch import TrainedRow, build_rows, loss_spec
-from megatron_cgrpo.types import Completion, Critique, FinishReason, Group, Origin, Prompt, Sample, Verdict
+from megatron_cgrpo.types import Completion, Critique, FinishReason, Group, Origin, Prompt, Routes, Sample, Verdict
 
 LIMIT = 10
 
@@ -49,6 +49,17 @@ def test_a_refinement_joins_its_group_and_trains_on_the_question_alone() -> None
     assert row.advantage == 0.75
     assert row.behaviour_logprobs == FAILED.samples[-1].completion.logprobs
     assert row.old_logprobs is None and row.reference_logprobs is None
+
+
+def test_experts_are_kept_where_they_were_chosen_in_the_context_that_trains() -> None:
+    routes = Routes(bytes(range(8)), layers=2, per_token=2)
+
+    def routed(samples: list[Sample]) -> list[Sample]:
+        return [replace(each, completion=replace(each.completion, routes=routes)) for each in samples]
+
+    made = replace(FAILED, initial=routed(FAILED.initial), refinements=routed(FAILED.refinements))
+    [rows] = build_rows([made], config(), 1, LIMIT).mini_batches
+    assert [row.routes for row in rows] == [routes, routes, routes, None]
 
 
 def test_groups_without_signal_are_left_out_but_counted() -> None:

@@ -55,6 +55,13 @@ def test_what_a_mismatch_means_depends_on_who_sampled(staleness: int, remedy: st
     assert remedy in sentence and ("disagree about the policy" in sentence) == (staleness == 0)
 
 
+@pytest.mark.parametrize(("staleness", "told"), [(0, True), (1, False)])
+def test_engines_in_fp8_differ_by_what_they_round(staleness: int, told: bool) -> None:
+    config = GuardConfig.model_validate({"patience": 1, "mismatch_above": 0.1})
+    [sentence] = CollapseGuard(config, staleness, [{"mismatch.kl": 0.2}], fp8=True).alarms()
+    assert ("FP8" in sentence and "set rollout.quantization=none" in sentence) == told
+
+
 def test_a_step_without_the_figure_neither_counts_nor_forgives() -> None:
     watching = guard()
     for line in [*entropies(0.1), {"step": 2}]:

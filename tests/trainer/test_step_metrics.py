@@ -10,8 +10,25 @@ from megatron_cgrpo.actor.group_update import GroupUpdate
 from megatron_cgrpo.algorithm.metrics import COMPARED, LOSS_TERMS, MISMATCH, PER_SOURCE
 from megatron_cgrpo.observe.metrics import is_timing
 from megatron_cgrpo.rollout.clock import Spent, StageClock
-from megatron_cgrpo.trainer.step_metrics import rollout_metrics, time_metrics, token_metrics, update_metrics
-from megatron_cgrpo.types import Completion, Critique, FinishReason, Group, Origin, Prompt, Sample, Verdict
+from megatron_cgrpo.trainer.step_metrics import (
+    replay_metrics,
+    rollout_metrics,
+    time_metrics,
+    token_metrics,
+    update_metrics,
+)
+from megatron_cgrpo.types import (
+    Completion,
+    Critique,
+    FinishReason,
+    Group,
+    Origin,
+    Prompt,
+    Routes,
+    Sample,
+    TrainRow,
+    Verdict,
+)
 
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 
@@ -148,6 +165,13 @@ def update(scale: float, rollout: int, refinement: int, norm: float, lr: float, 
         sums |= {f"{key}.{source}": scale * tokens for key in PER_SOURCE}
     sums |= dict.fromkeys(MISMATCH, scale * rollout) | {COMPARED: rollout}
     return GroupUpdate(sums, {"mismatch.max_abs": scale}, norm, lr, rollout + refinement, positions)
+
+
+def test_the_share_that_is_replayed_is_of_response_tokens() -> None:
+    plain = TrainRow([1, 2, 3, 4], 2, 0.0, 1.0)
+    routed = replace(plain, token_ids=[1] * 8, routes=Routes(bytes(7), 1, 1))
+    assert replay_metrics([[plain, routed], [routed]]) == {"routing.replayed": 12 / 14}
+    assert replay_metrics([[plain], []]) == {} == replay_metrics([[]])
 
 
 def test_updates_are_averaged_over_tokens_and_losses_over_updates() -> None:
