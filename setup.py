@@ -35,7 +35,8 @@ setup(
         include=["megatron_cgrpo", "megatron_cgrpo.*", "checkpoints_convert", "checkpoints_convert.*"]
     ),
     package_data={
-        "megatron_cgrpo.config": ["presets/*.yaml"],
+        "megatron_cgrpo.config": ["presets/*.yaml", "published/*.json"],
+        "megatron_cgrpo.launch": ["templates/*"],
         "megatron_cgrpo.report": ["templates/*"],
         "megatron_cgrpo.tasks": ["prompts/*.jinja", "prompts/*/*.jinja"],
         "megatron_cgrpo.viewer": ["page/*"],

@@ -8,9 +8,18 @@ import typer
 
 from checkpoints_convert.cli import convert_app
 from megatron_cgrpo.commands.analyse import analyse
+from megatron_cgrpo.commands.doctor import doctor
 from megatron_cgrpo.commands.evaluate import evaluate
+from megatron_cgrpo.commands.launch import launch_app
+from megatron_cgrpo.commands.plan import plan
 from megatron_cgrpo.commands.preview import preview
-from megatron_cgrpo.commands.recipe import CheckpointOption, OverridesArgument, RecipeArgument, load_checked
+from megatron_cgrpo.commands.recipe import (
+    CheckpointOption,
+    OverridesArgument,
+    RecipeArgument,
+    load_checked,
+    load_planned,
+)
 from megatron_cgrpo.commands.report import report
 from megatron_cgrpo.commands.rescue import rescue
 from megatron_cgrpo.commands.score import score
@@ -29,8 +38,11 @@ app = typer.Typer(
 )
 
 app.add_typer(convert_app)
+app.add_typer(launch_app)
+app.command()(doctor)
 app.command("eval")(evaluate)
 app.command()(preview)
+app.command()(plan)
 app.command()(report)
 app.command()(rescue)
 app.command()(analyse)
@@ -47,12 +59,13 @@ def validate(
 ) -> None:
     """Check a recipe without starting anything: no GPU, no engines, about a second.
 
-    Every problem is named with its remedy, and the exit code is 2.
+    Every problem is named with its remedy, and the exit code is 2. A published model that is yet to be downloaded, and
+    data files that are not there, are noted: a recipe can be checked where it will not run.
 
     Example: mcgrpo validate examples/sandbox.yaml parallel.tp=1 parallel.dp=2 --print
     """
     with readable_errors():
-        resolved = load_checked(recipe, overrides)
+        resolved = load_planned(recipe, overrides)
     if show:
         typer.echo(dump_recipe(resolved), nl=False)
     else:

@@ -41,7 +41,15 @@ def log_progress() -> None:
         logging.getLogger(package).setLevel(logging.INFO)
 
 
+def note(sentence: str) -> None:
+    """What the user should know and need not act on now."""
+    _say("[bold yellow]note[/]", sentence)
+
+
 def _complain(sentences: Sequence[str]) -> None:
-    console = Console(stderr=True, soft_wrap=True)
     for sentence in sentences:
-        console.print(f"[bold red]error[/] {escape(sentence)}", highlight=False)
+        _say("[bold red]error[/]", sentence)
+
+
+def _say(kind: str, sentence: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"{kind} {escape(sentence)}", highlight=False)

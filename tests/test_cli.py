@@ -92,3 +92,12 @@ def test_score_adds_reward_and_cause_to_every_row(tmp_path: Path) -> None:
     assert scored == [row | more for row, more in zip(rows, added, strict=True)]
     refused = mcgrpo("score", file, "--domain", "maths")
     assert refused.returncode == 2 and "domain=maths is unknown: use one of math, choice" in refused.stderr
+
+
+def test_a_recipe_is_valid_before_its_model_is_there(tmp_path: Path) -> None:
+    model = f"model.path={tmp_path / 'Qwen3-8B'}"
+    result = mcgrpo("validate", SANDBOX, model)
+    assert result.returncode == 0, result.stderr
+    assert "note model.path=" in result.stderr and "hf download Qwen/Qwen3-8B" in result.stderr
+    refused = mcgrpo("train", SANDBOX, model, f"run.dir={tmp_path / 'run'}")
+    assert refused.returncode == 2 and "error model.path=" in refused.stderr and "hf download" in refused.stderr

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from megatron_cgrpo.config import Recipe, check_inputs, check_recipe, load_recipe, model_shape
+from megatron_cgrpo.config import (
+    Recipe,
+    absent_inputs,
+    check_inputs,
+    check_present_inputs,
+    check_recipe,
+    load_recipe,
+    model_shape,
+)
+from megatron_cgrpo.console import note
 
 RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, such as examples/sandbox.yaml.", show_default=False)
@@ -36,4 +45,14 @@ def load_checked(recipe: Path, overrides: list[str] | None, *, answers_only: boo
     resolved = load_recipe(recipe, overrides or [])
     check_inputs(resolved)
     check_recipe(resolved, model_shape(resolved), answers_only=answers_only)
+    return resolved
+
+
+def load_planned(recipe: Path, overrides: list[str] | None) -> Recipe:
+    """As :func:`load_checked`, for a run whose model and data need not be here yet: each one absent is noted."""
+    resolved = load_recipe(recipe, overrides or [])
+    check_present_inputs(resolved)
+    check_recipe(resolved, model_shape(resolved))
+    for sentence in absent_inputs(resolved):
+        note(sentence)
     return resolved

@@ -1,6 +1,6 @@
 """Typed configuration: sections, recipes that are loaded from YAML, and the checks made before anything starts."""
 
-from megatron_cgrpo.config.checks import check_inputs, check_recipe, check_run_dir
+from megatron_cgrpo.config.checks import absent_inputs, check_inputs, check_present_inputs, check_recipe, check_run_dir
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.loading import dump_recipe, load_recipe
 from megatron_cgrpo.config.model_shape import ModelShape, model_shape
@@ -10,7 +10,9 @@ __all__ = [
     "ConfigError",
     "ModelShape",
     "Recipe",
+    "absent_inputs",
     "check_inputs",
+    "check_present_inputs",
     "check_recipe",
     "check_run_dir",
     "dump_recipe",

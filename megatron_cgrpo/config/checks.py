@@ -17,6 +17,7 @@ from megatron_cgrpo.config.megatron_checks import megatron_problems, megatron_sh
 from megatron_cgrpo.config.method_checks import method_problems
 from megatron_cgrpo.config.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARIES, has_tokenizer, is_megatron
 from megatron_cgrpo.config.model_shape import ModelShape
+from megatron_cgrpo.config.published import download_command
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.rollout_checks import rollout_problems
 from megatron_cgrpo.config.staleness_checks import staleness_problems
@@ -44,26 +45,50 @@ def check_recipe(recipe: Recipe, model: ModelShape | None, *, answers_only: bool
 
 
 def check_inputs(recipe: Recipe) -> None:
-    """Raises ConfigError for a model directory or data file that cannot be used."""
-    problems: list[str] = []
-    if recipe.model.path is not None:
-        problems += _model_files("model.path", recipe.model.path)
+    """Raises ConfigError for a model directory or data file that is not there or cannot be used."""
+    if problems := [*absent_inputs(recipe), *_unusable_inputs(recipe)]:
+        raise ConfigError(problems)
+
+
+def check_present_inputs(recipe: Recipe) -> None:
+    """Raises ConfigError for what cannot be used, without asking for what :func:`absent_inputs` names."""
+    if problems := [*_unusable_inputs(recipe)]:
+        raise ConfigError(problems)
+
+
+def absent_inputs(recipe: Recipe) -> tuple[str, ...]:
+    """Published models that are yet to be downloaded, and data files: a run needs them, its plan does not."""
+    absent = [
+        f"{field}={directory}: is not here yet: download it: {command}"
+        for field, directory in _models(recipe)
+        if (command := download_command(directory)) is not None
+    ]
     if isinstance(recipe.task, FileTaskConfig):
         for field, path in (("task.train", recipe.task.train), ("task.test", recipe.task.test)):
             if not path.is_file():
-                problems.append(f"{field}={path}: there is no such file: name a JSONL or parquet file")
-    problems += _compute_of(recipe.train.compute_of)
+                absent.append(f"{field}={path}: there is no such file: name a JSONL or parquet file")
+    return tuple(absent)
+
+
+def _unusable_inputs(recipe: Recipe) -> Iterator[str]:
+    for field, directory in _models(recipe):
+        if download_command(directory) is None:
+            yield from _model_files(field, directory)
+    yield from _compute_of(recipe.train.compute_of)
     critic_model = recipe.critic.model.path
-    if recipe.critic.needs_model and critic_model is not None:
-        problems += _model_files("critic.model.path", critic_model)
-        if is_megatron(critic_model):
-            problems.append(
-                f"critic.model.path={critic_model}: is a Megatron checkpoint, which engines do not read: name a "
-                "Hugging Face directory"
-            )
-    problems += critic_input_problems(recipe)
-    if problems:
-        raise ConfigError(problems)
+    if recipe.critic.needs_model and critic_model is not None and is_megatron(critic_model):
+        yield (
+            f"critic.model.path={critic_model}: is a Megatron checkpoint, which engines do not read: name a "
+            "Hugging Face directory"
+        )
+    yield from critic_input_problems(recipe)
+
+
+def _models(recipe: Recipe) -> Iterator[tuple[str, Path]]:
+    if recipe.model.path is not None:
+        yield "model.path", recipe.model.path
+    if recipe.critic.needs_model and recipe.critic.model.path is not None:
+        yield "critic.model.path", recipe.critic.model.path
 
 
 def check_run_dir(recipe: Recipe, resume: bool) -> None:

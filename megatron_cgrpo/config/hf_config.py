@@ -25,7 +25,11 @@ def read_model_shape(directory: Path, field: str = "model.path") -> ModelShape:
 
     ``field`` is what names ``directory`` to the user, a recipe's field or an option; messages start with it.
     """
-    file = ConfigJson.read(directory, field)
+    return shape_of(ConfigJson.read(directory, field))
+
+
+def shape_of(file: ConfigJson) -> ModelShape:
+    """The shape that ``file`` states. Raises ConfigError where it is damaged, or names something unsupported."""
     architecture, family = _family(file)
     config = file.over(family.all_defaults)
     rope = _rope(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron_cgrpo.config.architectures import LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE
 from megatron_cgrpo.config.hf_config import hf_config, read_model_shape
+from megatron_cgrpo.config.published import published_shape
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.shape import Experts, ModelShape, RopeScaling
 
@@ -26,10 +27,11 @@ __all__ = [
 def model_shape(recipe: Recipe, vocab: int = 0) -> ModelShape:
     """The shape of ``model.path``, or of the base model that ``warm_start`` makes for this recipe's context.
 
+    Of a directory that does not exist yet: of the published model that it is named after.
     ``vocab`` is the size of the task's own tokenizer, which only the warm start knows; layouts do not depend on it.
     """
     if recipe.model.path is not None:
-        return read_model_shape(recipe.model.path)
+        return published_shape(recipe.model.path) or read_model_shape(recipe.model.path)
     warm = recipe.warm_start
     return ModelShape(
         architecture=QWEN3,

@@ -15,7 +15,7 @@ from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.section import Section
 
 # Sections and keys that decide how a run runs and what it shows, not what it computes.
-_FREE_SECTIONS = ("run", "parallel", "checkpoint", "observe", "sync", "guard")
+_FREE_SECTIONS = ("run", "parallel", "checkpoint", "observe", "sync", "guard", "slurm")
 _FREE_KEYS = {
     "train": {"steps", "compute_of", "micro_batch_tokens", "packed", "threads", "progress_timeout_s"},
     "evaluation": {"every"},

@@ -51,7 +51,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Line:
-    """Least squares ``y = intercept + slope * x``; ``worst`` is the largest residual as a share of its ``y``."""
+    """Least squares ``y = intercept + slope * x``; ``worst`` is the largest residual as a share of its ``y``, of those
+    that are not 0."""
 
     intercept: float
     slope: float
@@ -104,7 +105,8 @@ def fit(x: Sequence[float], y: Sequence[float]) -> Line | None:
     residuals = [b - intercept - slope * a for a, b in zip(x, y, strict=True)]
     total = sum((b - y_mean) ** 2 for b in y)
     r2 = 1 - sum(r * r for r in residuals) / total if total else 1.0
-    return Line(intercept, slope, r2, max(abs(r) / abs(b) for r, b in zip(residuals, y, strict=True)))
+    worst = max((abs(r) / abs(b) for r, b in zip(residuals, y, strict=True) if b), default=0.0)
+    return Line(intercept, slope, r2, worst)
 
 
 def at_measured_rate(found: Sequence[Row], nbytes: int) -> float:

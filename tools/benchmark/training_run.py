@@ -77,15 +77,16 @@ def train(
     steps: int,
     overrides: Sequence[str] = (),
     meanwhile: Callable[[int], None] = lambda _: None,
+    limit_s: float = LIMIT_S,
 ) -> Steps:
     """Trains ``steps`` counted steps and those around them; ``overrides`` as on the command line.
 
-    ``meanwhile`` as in ``run``. Raises RuntimeError where the run fails or takes too long.
+    ``meanwhile`` and ``limit_s`` as in ``run``. Raises RuntimeError where the run fails or takes too long.
     """
     command = [sys.executable, "-m", "megatron_cgrpo", "train", str(recipe), f"run.dir={directory}"]
     command += [f"train.steps={WARM_UP + steps + COOL_DOWN}", *overrides]
     try:
-        run(command, {"OMP_NUM_THREADS": "1"}, meanwhile=meanwhile)
+        run(command, {"OMP_NUM_THREADS": "1"}, limit_s, meanwhile)
     except TimeoutError as late:
         raise RuntimeError(f"{directory.name}: its last step was {last_step(directory)}: {late}") from late
     return read_steps(directory)

@@ -1,0 +1,1 @@
+"""What a recipe will need before anything starts: memory, time and which layouts fit. Arithmetic on configuration."""
