@@ -86,9 +86,7 @@ class MegatronPolicy:
     def load(self, read: ReadTensor) -> None:
         """Fills the parameters, and the optimiser's float32 copies of them."""
         load_weights(self._chunks, self._spec.shape, read, self._state)
-        self._optimizer.reload_model_params()
-        if self._spec.model.fp8.parameters:
-            load_main_weights(self._optimizer, self._chunks, self._spec.shape, read, self._state)
+        self._load_main_weights(read)
 
     @torch.no_grad()
     def keep_reference(self) -> None:
@@ -155,9 +153,14 @@ class MegatronPolicy:
 
         Raises ConfigError where it is of another model.
         """
-        MegatronSource(directory, self._spec.shape)
+        source = MegatronSource(directory, self._spec.shape)
         checkpoint.load_model(directory, self._chunks)
+        self._load_main_weights(source.read_hf)
+
+    def _load_main_weights(self, read: ReadTensor) -> None:
         self._optimizer.reload_model_params()
+        if self._spec.model.fp8.parameters:
+            load_main_weights(self._optimizer, self._chunks, self._spec.shape, read, self._state)
 
     def _model(self, reference: bool) -> list[Module]:
         if not reference:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.weights.checkpoint_keys import find
 from megatron_cgrpo.weights.coverage import megatron_coverage
-from megatron_cgrpo.weights.rows import Rows, take_rows
+from megatron_cgrpo.weights.families import model_weights
+from megatron_cgrpo.weights.rows import Rows, join_rows, take_rows
 from megatron_cgrpo.weights.tensor_spec import TensorSpec
 from megatron_cgrpo.weights.torch_dist import ChunkReader, TorchDistCheckpoint
 from megatron_cgrpo.weights.weight import Weight
@@ -46,3 +48,10 @@ class MegatronSource(MegatronChunks):
         self.checkpoint = TorchDistCheckpoint(directory)
         super().__init__(self.checkpoint.reader, self.checkpoint.tensors, shape)
         megatron_coverage(self.checkpoint.tensors, shape).require(directory, shape)
+        weights = model_weights(shape)
+        self._places = {name: (weight, index) for weight in weights for index, name in enumerate(weight.hf)}
+
+    def read_hf(self, name: str) -> Tensor:
+        """The whole tensor of this HF name."""
+        weight, index = self._places[name]
+        return join_rows(self.read(weight)[index])

@@ -15,8 +15,10 @@ from torch import Tensor
 from checkpoints_convert.hf_to_megatron import hf_to_megatron
 from checkpoints_convert.options import Options
 from megatron_cgrpo.config.model import ModelConfig
+from megatron_cgrpo.config.model_shape import read_model_shape
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.layout import CheckpointLayout
+from megatron_cgrpo.weights.megatron_weights import MegatronSource
 
 BFLOAT16 = ModelConfig(dtype="bfloat16")
 PP: dict[str, Any] = {"pp": 2}
@@ -61,6 +63,13 @@ def test_the_ranks_hold_the_originals_weights_bit_by_bit(
     assert set(export) == original.names()
     for key, tensor in export.items():
         assert torch.equal(tensor, original.read(key).to(getattr(torch, model.dtype))), key
+
+
+@pytest.mark.parametrize("name", list(CHECKPOINTS))
+def test_without_ranks_every_tensor_is_read_by_its_name_too(folder: Path, name: str) -> None:
+    original = HFCheckpoint(folder / name)
+    source = MegatronSource(folder / f"{name}_megatron", read_model_shape(folder / name))
+    assert all(torch.equal(source.read_hf(key), original.read(key)) for key in original.names())
 
 
 def test_a_checkpoint_of_another_model_is_refused(found: tuple[list[dict[str, Tensor]], str]) -> None:

@@ -27,8 +27,8 @@ def overlapped(rank: int, ports: list[int], model_dir: str, parallel: Parallel) 
     kinds = [{}, {"gradients": True}, {"gradients": True, "parameters": True}]
     if "vpp" in parallel:
         kinds.append({"gradients": True, "parameters": True, "pipeline": True})
-    # In one bucket each model would wait for everything at its first module.
-    policy_module.buffer_config = lambda *options: replace(buffer_config(*options), bucket_size=2000)
+    # Smaller than the output weight, which has a bucket of its own then, that no module that is called waits for.
+    policy_module.buffer_config = lambda *options: replace(buffer_config(*options), bucket_size=1000)
     for port, overlap in zip(ports, kinds, strict=False):
         layout = parallel | {"overlap": overlap}
         with policy(model_dir, layout, rank, port) as (trained, state):

@@ -188,6 +188,12 @@ def test_updates_are_averaged_over_tokens_and_losses_over_updates() -> None:
     assert metrics["packing.balance"] == pytest.approx(50 / (2 * 8 + 2 * 20))
 
 
+def test_router_losses_are_averaged_over_updates_and_left_out_where_there_are_none() -> None:
+    pair = [replace(update(1.0, 4, 0, 1.0, 0.1, [4]), router={"moe.aux_loss": loss}) for loss in (1.0, 1.5)]
+    assert update_metrics(pair)["moe.aux_loss"] == 1.25
+    assert not [key for key in update_metrics([update(1.0, 4, 0, 1.0, 0.1, [4])]) if key.startswith("moe.")]
+
+
 def test_a_step_without_an_update_has_no_figures_of_one() -> None:
     assert update_metrics([]) == {}
 
