@@ -35,8 +35,8 @@ from megatron_cgrpo.plan.workload import Workload, workload
 from megatron_cgrpo.types import TrainRow
 
 MIB = 1 << 20
-DENSE = ModelShape(QWEN3, 4, 8, 4, 64, 512, 2048, 8192, 4096)
-ROUTED = ModelShape(QWEN3_MOE, 4, 8, 4, 64, 512, 2048, 8192, 4096, experts=Experts(8, 2, 512))
+DENSE = ModelShape(QWEN3, 4, 4, 2, 64, 256, 1024, 8192, 4096)
+ROUTED = ModelShape(QWEN3_MOE, 4, 4, 2, 64, 256, 1024, 8192, 4096, experts=Experts(8, 2, 256))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Case:
 
     name: str
     shape: ModelShape = DENSE
-    tokens: int = 2048
+    tokens: int = 1024
     parallel: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
 
@@ -67,12 +67,12 @@ class Case:
 CASES = (
     Case("one rank"),
     Case("twice the layers", replace(DENSE, layers=8)),
-    Case("twice the tokens", tokens=4096),
+    Case("twice the tokens", tokens=2048),
     Case("twice the vocabulary", replace(DENSE, vocab=16384)),
-    Case("full recomputation, twice the tokens", tokens=4096, model={"recompute": {"granularity": "full"}}),
+    Case("full recomputation, twice the tokens", tokens=2048, model={"recompute": {"granularity": "full"}}),
     Case(
         "feed-forward recomputed, twice the tokens",
-        tokens=4096,
+        tokens=2048,
         model={"recompute": {"granularity": "selective", "modules": ["mlp"]}},
     ),
     Case("tp=2", parallel={"tp": 2}),
@@ -80,7 +80,7 @@ CASES = (
     Case("pp=2", parallel={"pp": 2}),
     Case("dp=2, distributed optimiser", parallel={"dp": 2}),
     Case("experts", ROUTED),
-    Case("experts, twice as many", replace(ROUTED, experts=Experts(16, 2, 512))),
+    Case("experts, twice as many", replace(ROUTED, experts=Experts(16, 2, 256))),
 )
 
 
