@@ -2,9 +2,9 @@
 
     python tools/plan_resident.py --out runs/resident
 
-Each case is one update of a small model, its ranks in fresh processes. Measured is by how much the peak of resident
-memory exceeds what the process held before the model was built; predicted are parameters, gradients, optimiser,
-activations and logits, without what a GPU adds. Prints a table and writes measurements.jsonl and table.md.
+Each case is the second update of a small model, its ranks in fresh processes. Measured is by how much the peak of
+resident memory exceeds what the process held before the model was built; predicted are parameters, gradients,
+optimiser, activations and logits, without what a GPU adds. Prints a table and writes measurements.jsonl and table.md.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def _rank(rank: int, case: Case, port: int, folder: str) -> None:
     policy = MegatronPolicy(PolicySpec(case.shape, recipe.model, recipe.parallel, recipe.optimizer, 1, 0), state)
     row = TrainRow([1] * case.tokens, prompt_length=1, advantage=1.0, weight=1e-4)
     batches = build_microbatches([[row], [row]], Layout.of(recipe.parallel, packed=True), state.device)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: building a model takes moments of its own
+    policy.update(batches, objectives.supervised)  # the first makes the optimiser's moments
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     policy.update(batches, objectives.supervised)
     (Path(folder) / str(rank)).write_text(str(_status("VmHWM") - before))
     state.stop()
