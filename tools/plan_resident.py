@@ -126,7 +126,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| case | rank | predicted MiB | measured MiB | ratio |", "|---|---|---|---|---|"]
     for row in rows:
         ratio = row["predicted"] / row["measured"]
-        lines.append(f"| {row['case']} | {row['rank']} | {row['predicted']:.0f} | {row['measured']:.0f} | {ratio:.2f} |")
+        lines.append(
+            f"| {row['case']} | {row['rank']} | {row['predicted']:.0f} | {row['measured']:.0f} | {ratio:.2f} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -61,7 +61,10 @@ def rows() -> Iterator[Row]:
 
 def markdown(table: list[Row]) -> str:
     """The rows as a table, with the reason beside each that is off."""
-    lines = ["| set-up | figure | published | predicted | ratio | source | why it is off |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| set-up | figure | published | predicted | ratio | source | why it is off |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in table:
         figures = f"{row.published:.3g} | {row.predicted:.3g} | {row.ratio:.2f}"
         lines.append(f"| {row.setup} | {row.unit} | {figures} | {row.source} | {'' if row.within else row.why} |")

@@ -28,7 +28,17 @@ def test_json_has_what_others_rely_on() -> None:
     assert made["fits"] is True and made["problems"] == [] and made["remedies"] == []
     assert made["parameters"] == 32_762_123_264
     memory = made["memory"]
-    parts = ("parameters", "gradients", "optimizer", "reference", "activations", "workspace", "logits", "buffers", "reserve")
+    parts = (
+        "parameters",
+        "gradients",
+        "optimizer",
+        "reference",
+        "activations",
+        "workspace",
+        "logits",
+        "buffers",
+        "reserve",
+    )
     assert sum(memory[part] for part in parts) == pytest.approx(memory["total"])
     assert memory["total"] < memory["capacity"] == 139.8
     assert memory["engine"]["kv_cache"] > 0 and memory["host"]["total"] > 0 and memory["disk"]["total"] > 0

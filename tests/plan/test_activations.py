@@ -53,10 +53,11 @@ def test_local_layers_keep_what_autograd_keeps(
 
 
 def test_a_transformer_engine_layer_keeps_what_a_count_by_hand_gives() -> None:
-    """Korthikanti et al. (2205.05198), without dropout and masks and with flash attention: their 34 s b h are 11 + 19 + 4.
+    """After Korthikanti et al. (2205.05198), without dropout and masks and with flash attention.
 
-    Of these, in bf16: norms' inputs 4, attention's input 2, Q K V 6 and the output's input 2, feed-forward's input 2, and
-    what lies between 8 + 8. Here the middle is gated (3 f instead of 4 h + 4 h), and Q and K are kept turned as well.
+    Of their 34 s b h these remain, in bf16: 4 for norms' inputs, 2 for attention's input, 6 for Q, K and V, 2 for the
+    output's input, 2 for the feed-forward's, and 8 + 8 for what lies between. Here the middle is gated (3 f instead of
+    4 h + 4 h), there are fewer keys and values than queries, and Q and K are kept turned as well.
     """
     shape = ModelShape(LLAMA, 1, 32, 8, 128, 4096, 14336, 32000, 4096)
     query, value = 2 * 4096, 2 * 8 * 128

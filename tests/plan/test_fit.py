@@ -37,8 +37,8 @@ def test_each_shortfall_is_named() -> None:
     assert "--gpus 8: the recipe takes 16, 8 trainer ranks" in problems(gpus=8, **GOOD)
     assert "have to be on one node" in problems(**GOOD | {"rollout": {"tensor_parallel": 16}})
     assert "leave nothing of" in problems(**GOOD | {"rollout": {"engines": 8, "gpu_memory_utilization": 0.2}})
-    short = GOOD["rollout"] | {"max_response_tokens": 130_000}
-    assert "a refinement may need 262,048" in problems(**GOOD | {"rollout": short})
+    short = GOOD["rollout"] | {"max_response_tokens": 200_000}
+    assert "a refinement may need 402,048" in problems(**GOOD | {"rollout": short})
     colocated = GOOD["rollout"] | {"placement": "colocated"}
     assert "that the trainer keeps" in problems(**GOOD | {"rollout": colocated})
     offloaded = planned(recipe(**GOOD, optimizer={"offload": 1.0}), gpu="h100")
@@ -51,7 +51,11 @@ def test_each_shortfall_is_named() -> None:
     [
         ({"parallel": {"tp": 4, "dp": 2}, "train": {"micro_batch_tokens": 22_000}}, "parallel.sequence_parallel=true"),
         (
-            {"parallel": {"tp": 2, "dp": 4}, "optimizer": {"distributed": False}, "train": {"micro_batch_tokens": 5120}},
+            {
+                "parallel": {"tp": 2, "dp": 4},
+                "optimizer": {"distributed": False},
+                "train": {"micro_batch_tokens": 5120},
+            },
             "optimizer.distributed=true",
         ),
         ({"parallel": GOOD["parallel"], "train": {"micro_batch_tokens": 65_536}}, "train.micro_batch_tokens="),

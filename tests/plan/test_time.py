@@ -81,7 +81,9 @@ def test_lengths_are_spread_as_they_say() -> None:
     steps = [(index + 0.5) / 1000 for index in range(1000)]
     survival = [1 - x**stage.power for x in steps]
     assert sum(survival) == pytest.approx(300, rel=1e-3)
-    assert sum(2 * x * 1000 * each for x, each in zip(steps, survival, strict=True)) == pytest.approx(stage.mean_square, rel=1e-3)
+    assert sum(2 * x * 1000 * each for x, each in zip(steps, survival, strict=True)) == pytest.approx(
+        stage.mean_square, rel=1e-3
+    )
 
 
 def test_what_a_step_samples_and_trains_by_hand() -> None:
