@@ -4,7 +4,8 @@ PYTHON ?= python3.11
 EXTRAS ?= cpu,test
 RUN ?= runs/sandbox
 RECIPE ?= examples/sandbox.yaml
-# Much of a test's time is a wait for processes that start, and a file's tests share what they start.
+# Much of a test's time is a wait for processes that start, and a file's tests share what they start. Which files come
+# first, tests/conftest.py says.
 WORKERS ?= 2
 
 VENV := .venv
@@ -33,7 +34,7 @@ sandbox: env
 	$(BIN)/mcgrpo train $(RECIPE) run.dir='$(RUN)' $(if $(RESUME),--resume)
 
 test: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: env
 	$(BIN)/ruff check .

@@ -7,6 +7,13 @@ from collections.abc import Iterator
 import pytest
 import ray
 
+WHOLE_RUNS = "trainer"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of whole runs first: one that a worker began last, the others would wait for."""
+    items.sort(key=lambda item: WHOLE_RUNS not in item.path.parts)
+
 
 # By module, so that no Ray is left in the process when tests of another folder start their own.
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
     python tools/scaling_study.py --out runs/scaling            # the benchmark's model, on two cores
     python tools/scaling_study.py --out runs/scaling --quick    # whether it works; its figures mean nothing
     python tools/scaling_study.py --out runs/scaling --most 1   # one run of what is missing, and the summary so far
-    python tools/scaling_study.py --out runs/large --recipe examples/qwen3_32b.yaml --factors 1 2 4 --gpu h200
+    python tools/scaling_study.py --out runs/large --recipe examples/qwen3_32b.yaml --growth 1 2 --gpu h200
     python tools/scaling_study.py --out runs/mine --file study.yaml    # points of your own
 
 A point is a recipe with overrides. What this machine can run is trained by `mcgrpo train` (`source: measured`), what it
@@ -26,7 +26,7 @@ from scaling.hardware import Hardware
 from scaling.planned import Plans
 from scaling.plots import plot
 from scaling.points import Study, shared
-from scaling.records import Record, Records
+from scaling.records import Record, Records, alone
 from scaling.runner import Todo, todo, work
 from scaling.runs import Runs
 from scaling.studies import STUDIES, Basis
@@ -35,14 +35,15 @@ from scaling.summary import markdown, summarise, write_summary
 
 from megatron_cgrpo.config import ConfigError
 
-ON_TWO_CORES = ("strong", "weak", "layouts", "critique", "lengths", "groups", "models")
+USUAL = ("strong", "weak", "layouts", "critique", "lengths", "groups", "models")
 
 
 def main() -> int:
     options = _options()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is running is ended, too
     try:
-        return _study(options)
+        with alone(options.out.absolute()):
+            return _study(options)
     except ConfigError as error:
         print("\n".join(f"error {problem}" for problem in error.problems), file=sys.stderr)
         return 2
@@ -51,7 +52,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
-    parser.add_argument("--study", nargs="+", choices=list(STUDIES), help=f"without: {' '.join(ON_TWO_CORES)}")
+    parser.add_argument("--study", nargs="+", choices=list(STUDIES), help=f"without: {' '.join(USUAL)}")
     parser.add_argument("--file", type=Path, nargs="+", default=[], help="studies of your own, in YAML")
     parser.add_argument("--recipe", type=Path, nargs="+", default=[], help="instead of the benchmark's model")
     parser.add_argument("--source", choices=("auto", "real", "plan"), default="auto")
@@ -87,7 +88,7 @@ def _options() -> argparse.Namespace:
 def _study(options: argparse.Namespace) -> int:
     out = options.out.absolute()
     basis = Basis(out, tuple(options.recipe), options.factors, options.growth, options.quick, options.gpu)
-    names = options.study or (() if options.file else ON_TWO_CORES)
+    names = options.study or (() if options.file else _usual(options))
     studies = shared([STUDIES[name](basis) for name in names] + [read_study_file(path) for path in options.file])
     runs = Runs(out, options.steps, options.limit_s, options.gpu)
     plans = Plans(out, options.gpu, tuple(options.assume))
@@ -114,6 +115,10 @@ def _study(options: argparse.Namespace) -> int:
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _usual(options: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(name for name in USUAL if name != "models" or len(options.recipe) != 1)
 
 
 def _collect(waiting: list[Todo], runs: Runs, machine: str, records: Records) -> None:

@@ -19,11 +19,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-START_S = 15
+START_S = 60
 STOP_S = 60
 CONF = """\
 ClusterName=mcgrpo
@@ -129,7 +130,16 @@ def stop(home: Path) -> None:
 
 def _end_daemons(home: Path) -> None:
     for line in reversed((home / "pids").read_text().splitlines()):
-        _end(int(line))
+        if _is_ours(int(line), home):
+            _end(int(line))
+
+
+def _is_ours(pid: int, home: Path) -> bool:
+    """Its number may have gone to another process meanwhile."""
+    try:
+        return str(home).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _configuration(home: Path, nodes: int, cpus: int, grace_s: int, parameters: str) -> str:
@@ -184,7 +194,7 @@ def _slurm(conf: Path, *command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
 
 
-def _wait(done, complaint: str) -> None:  # type: ignore[no-untyped-def]
+def _wait(done: Callable[[], bool], complaint: str) -> None:
     deadline = time.monotonic() + START_S
     while not done():
         if time.monotonic() >= deadline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -24,6 +26,9 @@ from megatron_cgrpo.weights.torch_dist import TorchDistCheckpoint
 _EXTRA_STATE = "._extra_state"
 _FULL_BYTES = 1 << 20
 """A disk with less than this free is full."""
+
+# What a save reports stays in this process. Megatron would start another for it, which imports torch and never ends.
+filesystem_async._results_queue = queue.Queue()
 
 
 def save_checkpoint(

@@ -23,8 +23,6 @@ import torch
 
 _SCOPE = "megatron.core"
 _CPU = torch.device("cpu")
-# Modules whose functions torch.compile traces: a proxied torch would break the trace, and none of them names CUDA.
-_TRACED = ("megatron.core.jit", "megatron.core.fusions", "megatron.core.activations")
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "zeros_like", "ones_like", "empty_like")
 
 
@@ -141,11 +139,13 @@ _TORCH = _torch_view()
 
 def _adapt(module: ModuleType) -> None:
     """Gives a freshly imported megatron.core module its view of torch, and a few of them what they lack without TE."""
-    if module.__name__.startswith(_TRACED):
-        return
     names = module.__dict__
     if names.get("torch") is torch:
         names["torch"] = _TORCH
+    if module.__name__ == "megatron.core.jit":
+        # What torch.compile would trace are fused kernels, which a CPU does without: importing it takes seconds, and a
+        # view of torch would break the trace.
+        names["disable_jit_fuser"]()
     if module.__name__ == "megatron.core.tensor_parallel.random":
         names["_get_cuda_rng_state"] = _get_rng_state
         names["_set_cuda_rng_state"] = _set_rng_state

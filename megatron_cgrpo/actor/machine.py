@@ -95,11 +95,16 @@ def _cuda_only(
         return
     if optimizer.offload:
         yield (
-            f"optimizer.offload={optimizer.offload}: moves states from GPUs to host memory, where they are already: set "
-            "optimizer.offload=0"
+            f"optimizer.offload={optimizer.offload}: moves states from GPUs to host memory, where they are already: "
+            "set optimizer.offload=0"
         )
     if parallel.overlap.tensor:
         yield "parallel.overlap.tensor=true: user buffers are memory of GPUs: set parallel.overlap.tensor=false"
+    if not _gathers_evenly(parallel):
+        yield (
+            f"parallel.etp={parallel.etp or 'null'}: {parallel.expert_tp} ranks share an expert's matrices and gather "
+            "what was sent to each, uneven numbers of tokens, which gloo cannot: set parallel.etp=1"
+        )
     for name in ("grouped_gemm", "permute_fusion"):
         if getattr(model.moe, name):
             yield f"model.moe.{name}=true: is a kernel of Transformer Engine's, for GPUs: set model.moe.{name}=null"
@@ -108,6 +113,12 @@ def _cuda_only(
             "model.recompute.modules=moe_act: is the activation between grouped products, which GPUs have: recompute "
             "moe instead"
         )
+
+
+def _gathers_evenly(parallel: ParallelConfig) -> bool:
+    """Whether the ranks that share an expert's matrices get as many tokens each: those of one replica, all experts."""
+    alone = parallel.ep == 1 and parallel.tp * parallel.cp % parallel.expert_tp == 0
+    return parallel.expert_tp == 1 or alone
 
 
 def _adam(optimizer: OptimizerConfig, machine: Machine) -> Iterator[str]:

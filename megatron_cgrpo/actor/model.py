@@ -231,7 +231,8 @@ def forward_microbatch(chunk: torch.nn.Module, batch: MicroBatch) -> Any:
     """(log-probability, entropy), each [b, s / cp], on the last stage; hidden states before it.
 
     The lengths handed on are those of whole sequences: rotary embedding and attention know which part is this rank's.
-    Padding at a row's end counts as part of it, so that Transformer Engine need not skip it; no other token sees it.
+    Padding at a row's end counts as part of it, so that Transformer Engine, whose context parallelism asks for both
+    kinds of lengths, need not skip it; no other token sees it.
     """
     group = context_group(chunk)
     tokens, positions, targets = (
@@ -239,12 +240,13 @@ def forward_microbatch(chunk: torch.nn.Module, batch: MicroBatch) -> Any:
     )
     packed = None
     if batch.cu_seqlens is not None:
+        padded = batch.cu_seqlens if group.size() > 1 else None
         packed = PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=batch.cu_seqlens,
             cu_seqlens_kv=batch.cu_seqlens,
-            cu_seqlens_q_padded=batch.cu_seqlens,
-            cu_seqlens_kv_padded=batch.cu_seqlens,
+            cu_seqlens_q_padded=padded,
+            cu_seqlens_kv_padded=padded,
             max_seqlen_q=batch.max_seqlen,
             max_seqlen_kv=batch.max_seqlen,
         )

@@ -89,8 +89,8 @@ def load_main_weights(
 class WeightExport:
     """Streams the whole model as HF tensors to rank 0, a parameter at a time.
 
-    Iterating is collective: of each shard, the first rank that holds it sends it to rank 0, which alone gets tensors.
-    The other copies, in data-parallel replicas or on context-parallel ranks, iterate over nothing.
+    Making one and iterating are collective: of each shard, the first rank that holds it sends it to rank 0, which alone
+    gets tensors. The other copies, in data-parallel replicas or on context-parallel ranks, iterate over nothing.
     """
 
     def __init__(self, chunks: list[Module], shape: ModelShape, state: ParallelState) -> None:
@@ -102,6 +102,7 @@ class WeightExport:
         self._stages: dict[str, int] = {}
         for stage in reversed(range(state.pp_size)):  # a tied embedding is taken from its first holder
             self._stages |= dict.fromkeys(held[stage] or (), stage)
+        dist.barrier()  # NCCL: from here on there is one communicator of all ranks, which batched messages use
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
@@ -110,7 +111,7 @@ class WeightExport:
             if self._state.rank == 0:
                 yield from hf_tensors(weight, self._receive(weight, holders), self._shape)
             elif self._state.rank in holders:
-                dist.send(self._own(weight).contiguous(), dst=0)
+                _exchange([dist.P2POp(dist.isend, self._own(weight).contiguous(), 0)])
 
     def _holders(self, weight: Weight) -> list[int]:
         """The first rank that holds each shard, in the order of shards."""
@@ -125,21 +126,23 @@ class WeightExport:
     def _receive(self, weight: Weight, holders: list[int]) -> list[Tensor]:
         """All shards on rank 0, in their order."""
         _, size = self._state.tensor_shard(weight.expert is not None)
-        shards, arrivals = [], []
-        for holder in holders:
-            if holder == 0:
-                shards.append(self._own(weight))
-                continue
-            received = shard_shape(weight, self._shape, size)
-            shards.append(torch.empty(received, dtype=self._dtype, device=self._state.device))
-            arrivals.append(dist.irecv(shards[-1], src=holder))
-        for arrival in arrivals:
-            arrival.wait()
+        received = shard_shape(weight, self._shape, size)
+        shards = [
+            self._own(weight) if holder == 0 else torch.empty(received, dtype=self._dtype, device=self._state.device)
+            for holder in holders
+        ]
+        pairs = zip(shards, holders, strict=True)
+        _exchange([dist.P2POp(dist.irecv, shard, holder) for shard, holder in pairs if holder != 0])
         return shards
 
     def _own(self, weight: Weight) -> Tensor:
         shard = self._parameters[weight.megatron].detach()
         return dequantize_fp8_tensor(shard) if is_float8tensor(shard) else shard
+
+
+def _exchange(messages: list[dist.P2POp]) -> None:
+    for request in dist.batch_isend_irecv(messages) if messages else ():
+        request.wait()
 
 
 def _place(name: str) -> str:

@@ -4,9 +4,9 @@ Megatron adds their gradients where the router is, and multiplies each micro-bat
 a division by all tokens at the end of the step. ``finalize_gradients`` leaves that division out, since the objective's
 weights hold their own denominator; here the coefficients hold the auxiliary losses'. So
 
-    added loss = coefficient * sum over micro-batches (tokens / all tokens of the update) * loss of the micro-batch
+    added loss = coefficient * sum over layers and micro-batches (tokens / all tokens of the update) * loss there
 
-whatever the layout. Padding counts as tokens: it is routed too.
+whatever the layout: the same for every token, whatever its advantage. Padding counts as tokens: it is routed too.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ class RouterLosses:
         return has_experts and bool(self._moe.aux_loss or self._moe.z_loss)
 
     def begin(self, batches: list[MicroBatch]) -> None:
-        """Collective over data-parallel ranks. ``batches`` are this rank's part of the update."""
+        """Collective over data-parallel ranks. ``batches`` are this replica's part of the update, whole on each of its
+        context-parallel ranks."""
         if not self.active:
             return
-        first = batches[0].tokens
-        tokens = torch.tensor(float(sum(batch.tokens.numel() for batch in batches)), device=first.device)
+        first, ranks = batches[0].tokens, self._config.context_parallel_size
+        tokens = torch.tensor(sum(batch.tokens.numel() for batch in batches) / ranks, device=first.device)
         dist.all_reduce(tokens, group=self._chunk.dp_cp_group)
         # Each rank's router sees its share of a micro-batch's tokens, and Megatron multiplies by that share.
         config, self._batches = self._config, len(batches)

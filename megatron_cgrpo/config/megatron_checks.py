@@ -10,6 +10,7 @@ from megatron_cgrpo.config.optimizer import OptimizerConfig
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.section import Section
 from megatron_cgrpo.config.shape import ModelShape
+from megatron_cgrpo.config.tensor_parallel import expert_parallel_problems
 
 
 def megatron_problems(recipe: Recipe) -> Iterator[str]:
@@ -161,11 +162,8 @@ def _experts(recipe: Recipe, model: ModelShape) -> Iterator[str]:
             f"parallel.ep={parallel.ep}, parallel.etp={parallel.etp or 'null'}: {etp} * {parallel.ep} ranks for each "
             f"expert's matrices do not divide the {ranks} of a stage (tp * cp * dp): choose divisors"
         )
-    if model.experts.ffn % etp:
-        yield (
-            f"parallel.etp={parallel.etp or 'null'}: {etp} ranks do not divide the experts' feed-forward size "
-            f"{model.experts.ffn}: choose a divisor"
-        )
+    own = f"parallel.tp={etp}" if parallel.etp is None else f"parallel.etp={etp}"
+    yield from expert_parallel_problems(model, own, etp)
     local = recipe.model.implementation == "local"
     for name, what in (("grouped_gemm", "grouped products"), ("permute_fusion", "fused permutations")):
         if getattr(moe, name) and local:

@@ -156,11 +156,13 @@ def engine_environment(spec: EngineSpec) -> dict[str, str]:
         env["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     if spec.on_gpu:
         return env
-    # Splitting keys over idle threads makes the order of summation depend on the batch (see cpu_batch_invariance).
+    # Splitting keys over idle threads makes the order of summation depend on the batch (see cpu_batch_invariance). In
+    # eager mode too vLLM compiles a few small functions: on a CPU that takes seconds of every start and gains nothing.
     binding = "nobind" if spec.tensor_parallel == 1 else "|".join(str(rank) for rank in range(spec.tensor_parallel))
     return env | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": binding,
         "VLLM_CPU_ATTN_SPLIT_KV": "0",
         "OMP_NUM_THREADS": str(spec.threads),
+        "TORCHDYNAMO_DISABLE": "1",
     }

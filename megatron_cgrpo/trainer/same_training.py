@@ -34,7 +34,10 @@ _FREE_KEYS = {
         "start_timeout_s",
         "progress_timeout_s",
     },
-    "model": {"path", "implementation", "logprob_chunk", "recompute"},
+    "model": {"path", "implementation", "logprob_chunk", "fusions", "recompute"},
+    "model.fp8": set(),
+    "model.moe": {"dispatcher", "grouped_gemm", "permute_fusion"},
+    "optimizer": {"implementation"},
     "warm_start": {"cache_dir", "tp", "dp", "micro_batch_tokens"},
     # How a server is reached and what it costs, not which model answers; where a model lies and how many engines.
     "critic.api": {

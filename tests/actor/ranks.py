@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,18 +10,26 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from torch.multiprocessing import start_processes
 
 WORLDS = 16
 """How many worlds a function may go through, one after the other."""
 
+IMPORTED = ["policy_cases", "models"]
+"""What ranks import of Megatron-core, and of transformers, which takes longer than what they compute: once for all."""
+
+multiprocessing.set_forkserver_preload(IMPORTED)
+
 
 def run_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[Any]:
-    """``function(rank, ports, *args)`` on each rank, in fresh processes; results in rank order."""
+    """``function(rank, ports, *args)`` on each rank; results in rank order.
+
+    Ranks are new processes, forked from one that has imported and done nothing else.
+    """
     with tempfile.TemporaryDirectory() as folder:
         meetings = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in range(WORLDS)]
         ports = [meeting.port for meeting in meetings]
-        multiprocessing.spawn(_call, (function, ports, folder, args), nprocs=world)
+        start_processes(_call, (function, ports, folder, args), nprocs=world, start_method="forkserver")
         return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(world)]
 
 

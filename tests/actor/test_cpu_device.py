@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core import jit
 from megatron.core.fusions import fused_bias_swiglu
 from megatron.core.tensor_parallel import layers, random
 
@@ -72,8 +73,12 @@ def test_tensor_methods_decide_by_their_caller() -> None:
         assert inside(name, "tensor.type()")(tensor) == "torch.FloatTensor"
 
 
-def test_modules_that_are_traced_keep_the_real_torch() -> None:
-    assert fused_bias_swiglu.torch is torch
+def test_what_megatron_would_compile_runs_as_it_is_written() -> None:
+    assert jit.jit_fuser is jit.noop_decorator
+    assert not hasattr(fused_bias_swiglu.swiglu, "_torchdynamo_orig_callable"), "torch.compile has wrapped it"
+    gate, up = torch.randn(2, 3, 4).unbind()
+    expected = torch.nn.functional.silu(gate) * up
+    torch.testing.assert_close(fused_bias_swiglu.swiglu(torch.cat([gate, up], -1)), expected)
 
 
 def test_installing_twice_is_installing_once() -> None:

@@ -45,4 +45,5 @@ def _save(rank: int, port: int, hf: Path, target: Path) -> None:
     batches = build_microbatches([[row]], Layout.of(parallel, packed=True), state.device)
     policy.update(batches, objectives.supervised)
     policy.save(target)
+    assert multiprocessing.active_children() == [], "a save leaves no process behind"
     state.stop()

@@ -285,6 +285,7 @@ def test_jobs_run_side_by_side_and_save_on_a_signal(tmp_path: Path, monkeypatch:
 TINY = [
     *TINY_SANDBOX,
     "warm_start.steps=120",
+    "rollout.engines=1",
     "train.prompts_per_step=8",
     "algorithm.group_size=3",
 ]

@@ -17,7 +17,7 @@ from scaling.choice import Wanted, choose
 from scaling.hardware import Hardware
 from scaling.planned import Plans
 from scaling.points import BASE, Choice, Point, Study, shared
-from scaling.records import Record, Records
+from scaling.records import Record, Records, alone
 from scaling.runner import Todo, todo, work
 from scaling.runs import Runs, mfu
 from scaling.studies import STUDIES, Basis
@@ -179,6 +179,13 @@ def test_a_point_that_is_defined_otherwise_is_refused_by_name(tmp_path: Path) ->
         Records(tmp_path)
 
 
+def test_two_calls_do_not_work_in_one_directory(tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(ConfigError, match="another call works there"), alone(tmp_path):
+        raise AssertionError("both are in")
+    with alone(tmp_path):
+        pass
+
+
 def test_what_runs_here_is_measured_and_the_rest_planned_with_its_whole_study(tmp_path: Path) -> None:
     basis = Basis(tmp_path, factors=(1, 2, 4), quick=True)
     studies = shared([STUDIES["strong"](basis), STUDIES["groups"](basis)])
@@ -285,7 +292,7 @@ def test_a_quick_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert found["samples_per_s"] == pytest.approx(16 / mean)
     assert found["tokens"]["update"] == sum(step["tokens.update"] for step in steps) / 2
     assert (found["source"], found["point"], found["mfu"], found["memory_gib"] > 0) == ("measured", BASE, None, True)
-    assert (out / "summary.json").is_file() and "Fewer than two points" in (out / "summary.md").read_text()
+    assert (out / "summary.json").is_file() and "nothing to compare" in (out / "summary.md").read_text()
 
     assert call(monkeypatch, *arguments, "--print-jobs", 0) == 0
     command = shlex.split(capsys.readouterr().out.replace("\\\n", ""))
@@ -296,7 +303,7 @@ def test_a_quick_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     (out / "raw.jsonl").unlink()
     assert call(monkeypatch, *arguments, "--collect", "partition a") == 0
     [again] = map(json.loads, (out / "raw.jsonl").read_text().splitlines())
-    assert again["machine"] == {"name": "partition a"}
+    assert (again["machine"], again["commit"]) == ({"name": "partition a"}, "unknown")
     own = ("at", "machine", "commit")
     assert {k: v for k, v in again.items() if k not in own} == {k: v for k, v in found.items() if k not in own}
     assert call(monkeypatch, *arguments, "--steps", "1") == 2

@@ -1,11 +1,14 @@
-"""One uninterrupted run, which several files compare theirs with."""
+"""One uninterrupted run, which several files compare theirs with, and whose base model most of them start from."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 from pathlib import Path
 
 import pytest
-from training_runs import Run
+from training_runs import Files, Run
 
 
 @pytest.fixture(scope="session")
@@ -14,12 +17,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cache(folder: Path) -> Path:
-    return folder / "cache"
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """With two engines. It is made once for all workers of the session: the first to ask makes it, the others wait."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    shared = root / "uninterrupted"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "finished").exists():
+            shutil.rmtree(shared / "run", ignore_errors=True)  # of a worker in which it failed
+            Run(shared, shared / "cache", "run", "rollout.engines=2").finish()
+            (shared / "finished").touch()
+    return Files(shared / "run")
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(folder: Path, cache: Path) -> Run:
-    run = Run(folder, cache, "uninterrupted")
-    run.finish()
-    return run
+def cache(uninterrupted: Files) -> Path:
+    """Holds the base model of that run."""
+    return uninterrupted.directory.parent / "cache"

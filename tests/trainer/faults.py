@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 import psutil
-from training_runs import ROOT, Run
+from training_runs import PATIENCE_S, ROOT, Run
 
 from megatron_cgrpo.config.loading import load_recipe
 from megatron_cgrpo.data.sampler import PromptSampler
@@ -32,16 +32,26 @@ def titled(processes: Iterable[psutil.Process], title: str) -> list[psutil.Proce
 
 def living(run: Run, title: str) -> list[psutil.Process]:
     """``titled`` of the run, of which there are some now or soon: they may be starting, or change their titles."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not (found := titled(run.session(), title)):
         assert time.monotonic() < deadline, title
         time.sleep(0.05)
     return found
 
 
+def successors(run: Run, title: str, lost: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """``titled`` of the run when it has started again, without those that it had: there are some now or soon."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := [process for process in titled(run.session(), title) if process not in lost]):
+        assert run.process.poll() is None, run.process.communicate()[1][-4000:]
+        assert time.monotonic() < deadline, title
+        time.sleep(0.1)
+    return found
+
+
 def check_gone(run: Run, *titles: str) -> None:
     """The cluster may go on, the run's processes do not."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while left := [process for title in titles for process in titled(run.session(), title)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from training_runs import ROOT, SMALL, STEPS, Run
+from training_runs import ROOT, SMALL, STEPS, Files, Run
 from typer.testing import CliRunner
 
 from checkpoints_convert.hf_to_megatron import hf_to_megatron
@@ -24,7 +24,7 @@ from megatron_cgrpo.weights.layout import CheckpointLayout
 
 
 @pytest.fixture(scope="module")
-def base(uninterrupted: Run, cache: Path) -> Path:
+def base(uninterrupted: Files, cache: Path) -> Path:
     """The tied model that the uninterrupted run started from."""
     [directory] = cache.glob("misconceptions-*")
     return directory
@@ -35,11 +35,11 @@ def _without_scores(line: str) -> dict[str, Any]:
 
 
 def test_a_run_from_a_converted_model_computes_the_same_bytes(
-    folder: Path, cache: Path, uninterrupted: Run, base: Path
+    folder: Path, cache: Path, uninterrupted: Files, base: Path
 ) -> None:
     """With a reference policy, critiques and refinements, on two tensor-parallel ranks; one engine instead of two."""
     hf_to_megatron(base, folder / "base_megatron", CheckpointLayout(pp=2, vocab_divisor=16), Options())
-    settings = (f"model.path={folder / 'base_megatron'}", "train.steps=1", "rollout.engines=1")
+    settings = (f"model.path={folder / 'base_megatron'}", "train.steps=1")
     run = Run(folder, cache, "converted", *settings)
     run.finish()
     found, expected = run.comparable_metrics(), uninterrupted.comparable_metrics()
@@ -47,7 +47,7 @@ def test_a_run_from_a_converted_model_computes_the_same_bytes(
     assert _without_scores(found[1]) == _without_scores(expected[1])  # the last step of a run is scored
 
 
-def test_a_runs_checkpoints_are_models(folder: Path, uninterrupted: Run, base: Path) -> None:
+def test_a_runs_checkpoints_are_models(folder: Path, uninterrupted: Files, base: Path) -> None:
     steps = [uninterrupted.directory / "checkpoints" / f"step_{step:06d}" for step in (STEPS - 1, STEPS)]
     assert model_fingerprint(steps[0] / "policy") != model_fingerprint(steps[1] / "policy")
     megatron_to_hf(steps[1], folder / "trained", Options())

@@ -18,7 +18,8 @@ def test_rescue_counts_add_up(folder: Path, cache: Path) -> None:
     with chat_server(lambda body, number: says(wrong_step(1, "1+1=2"))) as server:
         api = ("critic.source=api", "critic.api.model=judge", f"critic.api.base_url={server.base_url}")
         prices = ("critic.api.price_in=2", "critic.api.price_out=10")
-        result = json.loads(Run(folder, cache, "rescue", *options, *api, *prices, command="rescue").finish())
+        settings = (*api, *prices, "parallel.tp=1")
+        result = json.loads(Run(folder, cache, "rescue", *options, *settings, command="rescue").finish())
     assert result == json.loads(out.read_text())
     assert (result["questions"], result["samples"], result["split"]) == (6, 3, "test")
     assert 0 < result["failed"] <= 6, "a model that has hardly been trained fails some"
@@ -34,7 +35,7 @@ def test_rescue_counts_add_up(folder: Path, cache: Path) -> None:
 
 
 def test_self_critique_scores_answers_and_refinements(folder: Path, cache: Path) -> None:
-    arguments = ("--self-critique", "--samples", "2", "--json", "critic.source=self")
+    arguments = ("--self-critique", "--samples", "2", "--json", "critic.source=self", "parallel.tp=1")
     scores = json.loads(Run(folder, cache, "self_critique", *arguments, command="eval").finish())
     for name in ("before", "after", "judged"):
         assert 0 <= scores[f"{name}.pass_at_1"] <= scores[f"{name}.pass_at_2"] <= 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small_disk import fill, free_bytes, small_disk
 from test_record import open_record, recipe, sampler
-from training_runs import STEPS, Log, Run
+from training_runs import PATIENCE_S, STEPS, Files, Log, Run
 
 from megatron_cgrpo.config.errors import RunError
 from megatron_cgrpo.observe.step_log import StepLog, read_steps
@@ -110,7 +110,7 @@ def test_a_line_that_cannot_be_written_in_time_ends_the_run_with_the_remedy(
 
 
 def test_a_run_on_a_full_disk_goes_on_and_saves_when_there_is_room(
-    folder: Path, cache: Path, uninterrupted: Run
+    folder: Path, cache: Path, uninterrupted: Files
 ) -> None:
     with small_disk(folder / "disk", 64) as disk:
         run = Run(disk, cache, "full")
@@ -118,18 +118,18 @@ def test_a_run_on_a_full_disk_goes_on_and_saves_when_there_is_room(
         wait_for(run.directory / "checkpoints" / "step_000001" / "manifest.json")
         filler = fill(disk, leave_bytes=3 * MIB // 2)
         log = Log(run)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + PATIENCE_S
         while "no checkpoint:" not in log.text:
             assert run.process.poll() is None and time.monotonic() < deadline, log.text[-4000:]
             time.sleep(0.05)
         filler.unlink()
-        assert run.process.wait(timeout=400) == 0, log.finish()[-4000:]
+        assert run.process.wait(timeout=PATIENCE_S) == 0, log.finish()[-4000:]
         assert run.comparable_metrics() == uninterrupted.comparable_metrics()
         assert {path.name for path in (run.directory / "checkpoints").iterdir()} >= {f"step_{STEPS:06d}"}
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not path.is_file():
         assert time.monotonic() < deadline, f"{path} does not appear"
         time.sleep(0.01)

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from training_runs import STEPS, Run
+from training_runs import PATIENCE_S, STEPS, Files, Run
 
 from megatron_cgrpo.config.loading import load_recipe
 from megatron_cgrpo.data.sampler import PromptSampler
@@ -29,7 +29,7 @@ def journal(run: Run, step: int) -> list[list[Any]]:
 
 def wait_for_refinement(run: Run, step: int) -> None:
     """Some group of ``step`` is refined while its batch is not complete."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE_S
     while not any(line[2] == "refine" for line in journal(run, step)):
         assert run.process.poll() is None, run.process.communicate()[1][-4000:]
         assert time.monotonic() < deadline, "the run does not get on"
@@ -41,7 +41,7 @@ def asked_once(lines: list[list[Any]]) -> bool:
 
 
 def test_a_run_killed_in_the_middle_of_a_collection_asks_for_the_rest_alone(
-    folder: Path, cache: Path, uninterrupted: Run
+    folder: Path, cache: Path, uninterrupted: Files
 ) -> None:
     run = Run(folder, cache, "collecting", "checkpoint.every=0")
     wait_for_refinement(run, 2)

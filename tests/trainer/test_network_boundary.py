@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from network_nodes import network_nodes
-from training_runs import MARK, Run
+from training_runs import MARK, Files, Run
 
 from megatron_cgrpo.observe.metrics import read_metrics
 
@@ -20,12 +20,12 @@ HIDDEN_BYTES = 64 * 4
 
 
 def test_ranks_and_engine_train_together_across_a_network(
-    folder: Path, cache: Path, uninterrupted: Run, monkeypatch: pytest.MonkeyPatch
+    folder: Path, cache: Path, uninterrupted: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(MARK, str(folder / "network"))
     with network_nodes(monkeypatch, 3) as namespaces:
         before = [namespace.sent_bytes for namespace in namespaces]
-        run = Run(folder, cache, "network", "rollout.engines=1")
+        run = Run(folder, cache, "network")
         run.finish()
         sent = [namespace.sent_bytes - count for namespace, count in zip(namespaces, before, strict=True)]
     assert run.comparable_metrics() == uninterrupted.comparable_metrics()

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import STEPS, Run
+from training_runs import PATIENCE_S, STEPS, Files, Run
 
 from megatron_cgrpo.observe.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
-def stopped(folder: Path, cache: Path, uninterrupted: Run) -> tuple[Run, str]:
+def stopped(folder: Path, cache: Path, uninterrupted: Files) -> tuple[Run, str]:
     """A run whose gradients are measured, and that the guard stops after two steps; with what it said."""
     guarded = ["guard.action=stop", "guard.entropy_below=99", "guard.patience=2", "observe.gradients_every=1"]
     run = Run(folder, cache, "guarded", *guarded, "checkpoint.every=0")
-    _, errors = run.process.communicate(timeout=400)
+    _, errors = run.process.communicate(timeout=PATIENCE_S)
     assert run.process.returncode == 1, errors[-4000:]
     return run, errors
 
@@ -26,7 +26,7 @@ def without_measures(line: dict[str, float]) -> str:
     return json.dumps({k: v for k, v in line.items() if not k.startswith(("gradient.", "guard."))}, sort_keys=True)
 
 
-def groups(run: Run) -> list[dict[str, Any]]:
+def groups(run: Files) -> list[dict[str, Any]]:
     lines = [path.read_text().splitlines() for path in sorted((run.directory / "rollouts").iterdir())]
     return [json.loads(line) for step in lines for line in step]
 
@@ -41,7 +41,7 @@ def test_the_guard_stops_with_a_sentence_and_a_checkpoint(stopped: tuple[Run, st
 
 
 def test_a_measured_stopped_and_resumed_run_is_the_undisturbed_one(
-    folder: Path, cache: Path, uninterrupted: Run, stopped: tuple[Run, str]
+    folder: Path, cache: Path, uninterrupted: Files, stopped: tuple[Run, str]
 ) -> None:
     """Bit by bit, but for what was measured."""
     Run(folder, cache, "guarded", "guard.action=off", "observe.gradients_every=1", "--resume").finish()
@@ -52,7 +52,7 @@ def test_a_measured_stopped_and_resumed_run_is_the_undisturbed_one(
     assert [without_measures(line) for line in measured] == [without_measures(line) for line in undisturbed]
 
 
-def test_no_prompt_that_trains_has_seen_a_critique_or_an_attempt(uninterrupted: Run) -> None:
+def test_no_prompt_that_trains_has_seen_a_critique_or_an_attempt(uninterrupted: Files) -> None:
     """And what refinements were sampled from has both."""
     refinements = trained = 0
     for group in groups(uninterrupted):
@@ -69,7 +69,7 @@ def test_no_prompt_that_trains_has_seen_a_critique_or_an_attempt(uninterrupted: 
     assert refinements > 0 and trained > 0
 
 
-def test_the_ledger_agrees_with_the_dump(uninterrupted: Run) -> None:
+def test_the_ledger_agrees_with_the_dump(uninterrupted: Files) -> None:
     by_step: dict[int, list[dict[str, Any]]] = {}
     for group in groups(uninterrupted):
         by_step.setdefault(group["step"], []).append(group)
@@ -89,7 +89,7 @@ def test_the_ledger_agrees_with_the_dump(uninterrupted: Run) -> None:
             assert line["ledger.logp_question"] == pytest.approx(total / tokens)
 
 
-def test_the_summary_adds_up_what_the_lines_say(uninterrupted: Run) -> None:
+def test_the_summary_adds_up_what_the_lines_say(uninterrupted: Files) -> None:
     lines = read_metrics(uninterrupted.directory / "metrics.jsonl")
     summary = json.loads((uninterrupted.directory / "summary.json").read_text())
     assert len(lines) == STEPS + 1

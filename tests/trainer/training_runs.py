@@ -21,11 +21,14 @@ ROOT = Path(__file__).parents[2]
 STEPS = 4
 MARK = "MCGRPO_TEST_RUN"
 """Inherited by every process of a run, detached or not: how a test finds them."""
+PATIENCE_S = 600
+"""For whatever a run is to do next, on a machine with much else to do: only a test that fails waits so long."""
 SMALL = [
     *TINY_SANDBOX,
     "warm_start.steps=120",
     "train.prompts_per_step=8",
     "train.updates_per_step=2",
+    "rollout.engines=1",  # what trains does not depend on their number, and starting one takes longer than all else
     f"train.steps={STEPS}",
     "algorithm.group_size=3",
     # These keep every group informative, and bring the reference model and both log-probability passes into the run.
@@ -39,7 +42,27 @@ SMALL = [
 OF_ANY_TASK = [setting for setting in SMALL if not setting.startswith("task.")]
 
 
-class Run:
+class Files:
+    """What a run leaves in its directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def last_step(self) -> int:
+        """Of those that have a line; 0 before the first."""
+        metrics = self.directory / "metrics.jsonl"
+        return max((int(line["step"]) for line in read_metrics(metrics)), default=0) if metrics.exists() else 0
+
+    def comparable_metrics(self) -> list[str]:
+        """The metrics as bytes, less what may differ between equal runs."""
+        lines = []
+        for line in read_metrics(self.directory / "metrics.jsonl"):
+            kept = {key: value for key, value in line.items() if not is_timing(key)}
+            lines.append(json.dumps(kept, sort_keys=True))
+        return lines
+
+
+class Run(Files):
     """``mcgrpo`` in a process of its own."""
 
     def __init__(
@@ -51,7 +74,7 @@ class Run:
         command: str = "train",
         settings: Sequence[str] = SMALL,
     ) -> None:
-        self.directory = folder / name
+        super().__init__(folder / name)
         environment = os.environ | {"MCGRPO_CACHE": str(cache), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
         environment[MARK] = str(self.directory)
         parts = [sys.executable, "-m", "megatron_cgrpo", command, str(ROOT / "examples/sandbox.yaml"), *settings]
@@ -66,14 +89,13 @@ class Run:
 
     def finish(self) -> str:
         """Standard output of a run that succeeds."""
-        output, errors = self.process.communicate(timeout=400)
+        output, errors = self.process.communicate(timeout=PATIENCE_S)
         assert self.process.returncode == 0, errors[-4000:]
         return output
 
     def wait_for_step(self, step: int) -> None:
-        metrics = self.directory / "metrics.jsonl"
-        deadline = time.monotonic() + 300
-        while not (metrics.exists() and any(line["step"] >= step for line in read_metrics(metrics))):
+        deadline = time.monotonic() + PATIENCE_S
+        while self.last_step() < step:
             assert self.process.poll() is None, self.process.communicate()[1][-4000:]
             assert time.monotonic() < deadline, "the run does not get on"
             time.sleep(0.05)
@@ -95,14 +117,6 @@ class Run:
             process.kill()
         self.process.communicate()
 
-    def comparable_metrics(self) -> list[str]:
-        """The metrics as bytes, less what may differ between equal runs."""
-        lines = []
-        for line in read_metrics(self.directory / "metrics.jsonl"):
-            kept = {key: value for key, value in line.items() if not is_timing(key)}
-            lines.append(json.dumps(kept, sort_keys=True))
-        return lines
-
 
 class Log:
     """What a run says, while it says it."""
@@ -115,7 +129,7 @@ class Log:
 
     def finish(self) -> str:
         """All of it, of a run that has ended."""
-        self._reader.join(30)
+        self._reader.join(PATIENCE_S)
         return self.text
 
     def _read(self, stream: IO[str]) -> None:

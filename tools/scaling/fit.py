@@ -11,6 +11,7 @@ from scaling.records import Record
 
 FIXED = "fixed s"
 TERMS: dict[str, dict[str, Callable[[Record], float]]] = {
+    "step": {"s per token and rank": lambda record: record.tokens["update"] / record.ranks},
     "update": {"s per token and rank": lambda record: record.tokens["update"] / record.ranks},
     "rollout": {
         "s per token and engine": lambda record: record.tokens["sampled"] / record.engine_devices,
@@ -18,7 +19,10 @@ TERMS: dict[str, dict[str, Callable[[Record], float]]] = {
     },
 }
 """What a phase's seconds are taken to be the sum of, beside what is fixed. Sequences decode side by side, so that a
-rollout takes as many decoding steps as a response has tokens, however many responses there are."""
+rollout takes as many decoding steps as a response has tokens, however many responses there are. A whole step is taken
+to be in proportion to the trainer's tokens only where nothing but the number of devices differs."""
+_VARIES = 0.02
+"""An amount that varies by less, as a share of itself, is part of what is fixed."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Fit:
 
     ``worst``: the largest residual, as a share of its ``y``. ``left_out``: the largest error, as a share, in a point
     that is predicted by a fit of all others; null where no point can be spared. ``ranges``: of each ``x`` that was
-    there; beyond it the fit says nothing.
+    there; beyond it the fit says nothing. ``fixed_share``: of what is fixed in what the fit says of the most of each
+    ``x`` there was; in strong scaling, the share that more devices leave as it is (Amdahl's serial share).
     """
 
     coefficients: dict[str, float]
@@ -36,9 +41,15 @@ class Fit:
     ranges: dict[str, tuple[float, float]]
     points: int
 
+    @property
+    def fixed_share(self) -> float:
+        most = sum(self.coefficients[name] * high for name, (_, high) in self.ranges.items())
+        return self.coefficients[FIXED] / (self.coefficients[FIXED] + most)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "coefficients": self.coefficients,
+            "fixed_share": self.fixed_share,
             "largest_residual": self.worst,
             "largest_error_left_out": self.left_out,
             "ranges": {name: list(limits) for name, limits in self.ranges.items()},
@@ -66,6 +77,9 @@ def fit_phase(records: Sequence[Record], phase: str) -> Fit | None:
 
 def fit(amounts: Mapping[str, Sequence[float]], seconds: Sequence[float], points: Sequence[str]) -> Fit | None:
     """``points[i]`` names what the ``i``-th value is a repetition of. None where the terms cannot be told apart."""
+    amounts = {name: values for name, values in amounts.items() if max(values) - min(values) > _VARIES * max(values)}
+    if not amounts:
+        return None
     names = [FIXED, *amounts]
     matrix = np.column_stack([np.ones(len(seconds)), *(np.asarray(values, float) for values in amounts.values())])
     target = np.asarray(seconds, float)

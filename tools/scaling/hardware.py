@@ -17,6 +17,8 @@ _TRAINING_BYTES = 16
 """A parameter's in float32: weight, gradient and AdamW's two moments, in each replica."""
 _SERVING_BYTES = 4
 _GIB = 1 << 30
+UNKNOWN = "unknown"
+"""In place of a commit."""
 
 
 @dataclass(frozen=True)
@@ -70,4 +72,4 @@ def commit() -> str:
     try:
         return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return UNKNOWN

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from scaling.points import Choice, Source
 from megatron_cgrpo.config import ConfigError
 from megatron_cgrpo.observe.atomic import write_text
 
-RAW = "raw.jsonl"
+RAW, _LOCK = "raw.jsonl", ".scaling.lock"
 PHASES = ("step", "rollout", "update", "sync", "other")
 """``step`` is the sum of the others: sampling, verification and critique; passes and updates of the trainer; the push
 of its weights; all else."""
@@ -101,6 +103,18 @@ class Records:
         }
         if problems:
             raise ConfigError(sorted(problems))
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Raises ConfigError where another call works in ``out``; the lock goes with the process that holds it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"--out {out}: another call works there: wait for it, or name another --out") from error
+        yield
 
 
 def _read(path: Path) -> list[Record]:

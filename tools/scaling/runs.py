@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmark.training_run import COOL_DOWN, WARM_UP, Steps, read_steps, train
 from scaling import workload
-from scaling.hardware import commit, describe
+from scaling.hardware import UNKNOWN, commit, describe
 from scaling.points import Point
 from scaling.records import Record
 
@@ -63,10 +63,10 @@ class Runs:
             made = "a run is there that this study has not made"
             raise ConfigError(f"{directory}: {made}: take its figures with --collect, or remove it")
         shutil.rmtree(directory, ignore_errors=True)  # what an interrupted call has left
-        recipe, machine = self.recipe(point), describe()
+        recipe, about = self.recipe(point), {"machine": describe(), "commit": commit()}
         steps = train(recipe, directory, self.steps, self.overrides(point, repeat), limit_s=self.limit_s)
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-        return self._record(point, repeat, steps, machine)
+        return self._record(point, repeat, steps, about)
 
     def collect(self, point: Point, repeat: int, machine: str) -> Record | None:
         """Of a finished run that was made elsewhere, None without one.
@@ -78,17 +78,17 @@ class Runs:
             return None
         if load_recipe(directory / "config.yaml") != self._recipe(point, repeat):
             raise ConfigError(f"{directory}: is not of point {point.name} as it is now: remove it, and run it again")
-        return self._record(point, repeat, read_steps(directory), {"name": machine})
+        return self._record(point, repeat, read_steps(directory), {"machine": {"name": machine}, "commit": UNKNOWN})
 
     def _recipe(self, point: Point, repeat: int) -> Recipe:
         _, path, *settings = self.command(point, repeat)
         return load_recipe(Path(path), settings)
 
-    def _record(self, point: Point, repeat: int, steps: Steps, machine: dict[str, Any]) -> Record:
+    def _record(self, point: Point, repeat: int, steps: Steps, about: dict[str, Any]) -> Record:
         recipe, seconds = self._recipe(point, repeat), _seconds(steps)
         tokens = {name: _mean(steps, "tokens", stages) for name, stages in _TOKENS.items()}
         samples = recipe.train.prompts_per_step * recipe.algorithm.group_size
-        on_gpu = self.gpu is not None and machine.get("gpus") != []
+        on_gpu = self.gpu is not None and about["machine"].get("gpus") != []
         return Record(
             point=point.name,
             source="measured",
@@ -104,9 +104,8 @@ class Runs:
             samples=float(samples),
             memory_gib=max(line["throughput.trainer_memory_gib"] for line in steps.lines),
             mfu=mfu(recipe, tokens["update"], samples, seconds["update"], gpu_of(self.gpu)) if on_gpu else None,
-            commit=commit(),
             at=datetime.now(UTC).isoformat(timespec="seconds"),
-            machine=machine,
+            **about,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmark.ratios import Spread, ratio
 from benchmark.rollouts.growth import exponents
-from scaling.fit import fit_phase, one_source
+from scaling.fit import TERMS, Fit, fit_phase, one_source
 from scaling.points import At, Source, Study
 from scaling.records import PHASES, Record
 
@@ -48,7 +48,7 @@ class Series:
     def to_json(self) -> dict[str, Any]:
         every = [record for records in self.records for record in records]
         one_source(every)
-        fits = {phase: found.to_json() for phase in ("update", "rollout") if (found := self._fit(every, phase))}
+        fits = {phase: found.to_json() for phase in TERMS if (found := self._fit(every, phase))}
         return {
             "source": self.source,
             "machine": self.machine,
@@ -64,27 +64,25 @@ class Series:
         """``measure, phase, label``; ratios to the first point."""
         name = f"{phase}, {at.label}"
         if self.study.kind == "strong":
-            speedup = ratio(first, own)
-            times = at.x / self.at[0].x
-            efficiency = Spread(tuple(value / times for value in speedup.values))
-            return {f"{SPEEDUP}, {name}": speedup, f"{EFFICIENCY}, {name}": efficiency}
+            return {f"{SPEEDUP}, {name}": ratio(first, own)}
         if self.study.kind == "weak":
             return {f"{EFFICIENCY}, {name}": ratio(first, own)}
         return {f"{TIMES}, {name}": ratio(own, first)}
 
-    def _fit(self, records: Sequence[Record], phase: str) -> Any:
+    def _fit(self, records: Sequence[Record], phase: str) -> Fit | None:
         """Variants and sizes of a model differ in more than in amounts of work."""
         same = len({record.parameters for record in records}) == 1
-        return fit_phase(records, phase) if same and self.study.kind != "compare" else None
+        wanted = self.study.kind == "strong" if phase == "step" else self.study.kind != "compare"
+        return fit_phase(records, phase) if same and wanted else None
 
 
 def series_of(study: Study, records: Sequence[Record]) -> Iterator[Series]:
-    """None of a source or machine that has fewer than two points: there is nothing to compare."""
+    """None of a source or machine that lacks the study's first point, or has no other: there is nothing to compare."""
     for source, machine in dict.fromkeys((record.source, str(record.machine["name"])) for record in records):
         own = [record for record in records if (record.source, record.machine["name"]) == (source, machine)]
         by_point = {at: {r.repeat: r for r in own if r.point == at.point.name} for at in study.at}
         there = {at: found for at, found in by_point.items() if found}
-        if len(there) > 1:
+        if len(there) > 1 and study.at[0] in there:
             common = sorted(set.intersection(*(set(found) for found in there.values())))
             if common:
                 aligned = tuple(tuple(found[repeat] for repeat in common) for found in there.values())

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmark.ratios import shown
 from benchmark.tables import markdown_table
-from scaling.fit import FIXED, TERMS, fit_phase
+from scaling.fit import FIXED, fit_phase
 from scaling.points import Study
 from scaling.records import Record
 from scaling.series import EXPONENT, MEASURES, TIMED, series_of
@@ -16,7 +16,8 @@ from scaling.series import EXPONENT, MEASURES, TIMED, series_of
 from megatron_cgrpo.observe.atomic import write_json, write_text
 
 _JOINT = ("strong", "weak", "groups", "lengths")
-"""Studies of one model, whose points differ in how much work a device has."""
+_PHASES = ("update", "rollout")
+"""Studies of one model, whose points differ in how much work a device has, and what of them has a common law."""
 
 
 def summarise(studies: Sequence[Study], records: Sequence[Record]) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
             parts += [f"## {name}: {series['source']}", _about(series), _points(study["axis"], series)]
             parts += [_exponents(series)] if study["kind"] == "growth" else []
         if not study["series"]:
-            parts += [f"## {name}", "Fewer than two points of one source: nothing to compare."]
+            parts += [f"## {name}", "No first point with another of the same source: nothing to compare."]
     parts += ["## Fitted: seconds of a step = fixed + rates x amounts", _fits(summary)]
     return "\n\n".join(parts) + "\n"
 
@@ -98,13 +99,23 @@ def _joint(studies: Sequence[Study], records: Sequence[Record]) -> Iterator[dict
     kinds = dict.fromkeys((record.source, record.machine["name"], record.parameters) for record in own)
     for source, machine, parameters in kinds:
         group = [r for r in own if (r.source, r.machine["name"], r.parameters) == (source, machine, parameters)]
-        fits = {phase: found.to_json() for phase in TERMS if (found := fit_phase(group, phase)) is not None}
+        fits = {phase: found.to_json() for phase in _PHASES if (found := fit_phase(group, phase)) is not None}
         if fits:
             yield {"source": source, "machine": machine, "parameters": parameters, "fits": fits}
 
 
 def _fits(summary: Mapping[str, Any]) -> str:
-    heads = ["points of", "source", "phase", "points", "model", "largest residual", "largest error, left out", "range"]
+    heads = [
+        "points of",
+        "source",
+        "phase",
+        "points",
+        "model",
+        "fixed share",
+        "largest residual",
+        "largest error, left out",
+        "range",
+    ]
     named = [(name, series) for name, study in summary["studies"].items() for series in study["series"]]
     named += [(f"all of {', '.join(_JOINT)}", joint) for joint in summary["joint"]]
     body = [
@@ -121,6 +132,7 @@ def _fit_cells(fit: Mapping[str, Any]) -> list[str]:
     exact = fit["points"] == len(fit["coefficients"])
     return [
         " + ".join([f"{fit['coefficients'][FIXED]:.3g} {FIXED}", *rates]),
+        f"{fit['fixed_share']:.1%}",
         f"{fit['largest_residual']:.1%}" + (" (as many terms as points)" if exact else ""),
         "none can be spared" if left_out is None else f"{left_out:.1%}",
         "; ".join(f"{low:.4g} to {high:.4g} {_amount(name)}" for name, (low, high) in fit["ranges"].items()),

@@ -97,7 +97,7 @@ WORK = MarkovWork(
         vocab=512,
     )
 )
-"""All responses are 49 tokens, and a group of 8 that teaches nothing is one in 128: points differ in nothing but what
+"""All responses are 50 tokens, and a group of 8 that teaches nothing is one in 128: points differ in nothing but what
 they are to differ in. Its widths have room for responses of four times the length."""
 
 SHAPES = {"tiny": (128, 2), "small": (256, 4), "medium": (512, 8)}
