@@ -19,9 +19,9 @@ from megatron_cgrpo.plan.plan import Plan, make_plan
 
 def plan(
     recipe: RecipeArgument,
+    gpus: Annotated[int, typer.Option(min=1, metavar="N", help="How many GPUs there are.", show_default=False)],
+    gpu: Annotated[str, typer.Option(metavar="KIND", help=f"One of {', '.join(GPUS)}.", show_default=False)],
     overrides: OverridesArgument = None,
-    gpus: Annotated[int, typer.Option(min=1, metavar="N", help="How many GPUs there are.")] = ...,  # type: ignore[assignment]
-    gpu: Annotated[str, typer.Option(metavar="KIND", help=f"One of {', '.join(GPUS)}.")] = ...,  # type: ignore[assignment]
     as_json_: Annotated[bool, typer.Option("--json", help="Everything as JSON instead of tables.")] = False,
     memory_gib: Annotated[
         float | None, typer.Option(metavar="GIB", help="Of a GPU, instead of the kind's own.")
