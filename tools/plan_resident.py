@@ -124,11 +124,16 @@ def _status(key: str) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| case | rank | predicted MiB | measured MiB | ratio |", "|---|---|---|---|---|"]
+    """With how much more each rank takes than the first one: what libraries load in a first pass is in all of them."""
+    lines = [
+        "| case | rank | predicted MiB | measured MiB | ratio | predicted more | measured more |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
-        ratio = row["predicted"] / row["measured"]
+        predicted, measured = row["predicted"], row["measured"]
+        more = f"{predicted - rows[0]['predicted']:+.0f} | {measured - rows[0]['measured']:+.0f}"
         lines.append(
-            f"| {row['case']} | {row['rank']} | {row['predicted']:.0f} | {row['measured']:.0f} | {ratio:.2f} |"
+            f"| {row['case']} | {row['rank']} | {predicted:.0f} | {measured:.0f} | {predicted / measured:.2f} | {more} |"
         )
     return "\n".join(lines) + "\n"
 
