@@ -39,7 +39,7 @@ def plan(
 
     The exit code is 1 where the recipe does not fit: what is short is named, and what would fit.
 
-    Example: mcgrpo plan examples/qwen3_32b.yaml --gpus 64 --gpu h200 parallel.tp=8 parallel.dp=8
+    Example: mcgrpo plan examples/sandbox.yaml --gpus 4 --gpu h100 parallel.tp=1 parallel.dp=2
     """
     with readable_errors():
         kind = gpu_of(
