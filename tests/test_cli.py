@@ -67,7 +67,7 @@ def test_an_earlier_run_is_not_touched(tmp_path: Path) -> None:
     assert [path.read_text() for path in tmp_path.iterdir()] == ["{}\n"]
 
 
-@pytest.mark.parametrize("command", ["validate", "train", "eval", "sample", "preview"])
+@pytest.mark.parametrize("command", ["validate", "train", "eval", "sample", "preview", "plan"])
 def test_help_has_an_example(command: str) -> None:
     result = mcgrpo(command, "--help")
     assert result.returncode == 0

@@ -19,9 +19,9 @@ from megatron_cgrpo.plan.plan import Plan, make_plan
 
 def plan(
     recipe: RecipeArgument,
+    gpus: Annotated[int, typer.Option(min=1, metavar="N", help="How many GPUs there are.", show_default=False)],
+    gpu: Annotated[str, typer.Option(metavar="KIND", help=f"One of {', '.join(GPUS)}.", show_default=False)],
     overrides: OverridesArgument = None,
-    gpus: Annotated[int, typer.Option(min=1, metavar="N", help="How many GPUs there are.")] = ...,  # type: ignore[assignment]
-    gpu: Annotated[str, typer.Option(metavar="KIND", help=f"One of {', '.join(GPUS)}.")] = ...,  # type: ignore[assignment]
     as_json_: Annotated[bool, typer.Option("--json", help="Everything as JSON instead of tables.")] = False,
     memory_gib: Annotated[
         float | None, typer.Option(metavar="GIB", help="Of a GPU, instead of the kind's own.")
@@ -39,7 +39,7 @@ def plan(
 
     The exit code is 1 where the recipe does not fit: what is short is named, and what would fit.
 
-    Example: mcgrpo plan examples/qwen3_32b.yaml --gpus 64 --gpu h200 parallel.tp=8 parallel.dp=4
+    Example: mcgrpo plan examples/sandbox.yaml --gpus 4 --gpu h100 parallel.tp=1 parallel.dp=2
     """
     with readable_errors():
         kind = gpu_of(

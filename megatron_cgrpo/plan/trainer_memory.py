@@ -136,15 +136,15 @@ def _parameters(count: Parameters, recipe: Recipe, size: int) -> float:
 def _logits(shape: ModelShape, recipe: Recipe, tokens: float) -> float:
     """Of the fused log-probability's backward pass (``actor.logprob``).
 
-    Five float32 copies of a chunk's logits with the entropy's gradient, three without, and one in the training dtype;
-    of the output weight's gradient one in float32 and two in that dtype.
+    Three float32 copies of a chunk's logits, five with the entropy's gradient; of the output weight's gradient the sum
+    and a chunk's part. In bf16 both are also copied to it.
     """
     model = recipe.model
     rows = vocab_rows(shape, recipe.parallel.tp)
-    size = 2 if model.dtype == "bfloat16" else 4
+    half = 2 if model.dtype == "bfloat16" else 0
     copies = 5 if recipe.algorithm.entropy.coef > 0 else 3
     chunk = min(model.logprob_chunk, tokens)
-    return chunk * rows * (4 * copies + size) + rows * shape.hidden * (4 + 2 * size)
+    return float(chunk * rows * (4 * copies + half) + rows * shape.hidden * 8)
 
 
 def _gradients_of_a_layer(shape: ModelShape, recipe: Recipe, tokens: float) -> float:

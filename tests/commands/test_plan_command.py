@@ -64,7 +64,7 @@ def test_overrides_and_options_change_the_plan() -> None:
         return json.loads(ran.stdout)["memory"]
 
     plain = memory()
-    assert memory("parallel.tp=8", "parallel.dp=4")["parameters"] == pytest.approx(plain["parameters"] / 2, rel=0.01)
+    assert memory("parallel.tp=8", "parallel.dp=8")["parameters"] == pytest.approx(plain["parameters"] / 2, rel=0.01)
     assert memory("--memory-gib", "80")["capacity"] == 80
 
 
