@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 
 from megatron_cgrpo.config import check_recipe, load_recipe, model_shape
+from megatron_cgrpo.launch.layout import processes
 from megatron_cgrpo.launch.slurm import Job, check_job, render
-from megatron_cgrpo.trainer.system import processes
 
 ROOT = Path(__file__).parents[1]
 

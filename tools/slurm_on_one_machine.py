@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,12 +29,13 @@ START_S = 60
 STOP_S = 60
 CONF = """\
 ClusterName=mcgrpo
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={home}/munge.socket,cred_expire={credential_s}
+AuthInfo=socket={munge}/socket,cred_expire={credential_s}
 CredType=cred/munge
 StateSaveLocation={home}/state
 SlurmctldPidFile={home}/slurmctld.pid
@@ -93,17 +95,19 @@ def start(home: Path, nodes: int, cpus: int, grace_s: int, parameters: str) -> N
     for directory in (home / "state", *(home / f"spool/n{number}" for number in range(1, nodes + 1))):
         directory.mkdir(parents=True)
     home.chmod(0o755)
-    key = home / "munge.key"
+    munge = Path(tempfile.mkdtemp(prefix="mcgrpo-munge-"))  # munged wants a socket that everybody can reach
+    munge.chmod(0o755)
+    (home / "munge").symlink_to(munge)
+    key = munge / "key"
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o600)
     conf = home / "slurm.conf"
-    conf.write_text(_configuration(home, nodes, cpus, grace_s, parameters))
+    conf.write_text(_configuration(home, munge, nodes, cpus, grace_s, parameters))
     (home / "env.sh").write_text(f"export SLURM_CONF={conf}\n")
     try:
-        munged = [f"--{name}={home}/munge.{name.removesuffix('-file')}" for name in ("pid-file", "log-file")]
-        munged += [f"--socket={home}/munge.socket", f"--key-file={key}", f"--seed-file={home}/munge.seed"]
-        _spawn(home, "munged", [str(daemons["munged"]), "--foreground", *munged])
-        _wait(lambda: (home / "munge.socket").exists(), f"munged does not start: see {home}/munge.log")
+        files = [f"--{name}-file={munge}/{name}" for name in ("pid", "log", "key", "seed")]
+        _spawn(home, "munged", [str(daemons["munged"]), "--foreground", f"--socket={munge}/socket", *files])
+        _wait(lambda: (munge / "socket").exists(), f"munged does not start: see {home}/munged.out")
         _spawn(home, "slurmctld", [str(daemons["slurmctld"]), "-D", "-f", str(conf)])
         for number in range(1, nodes + 1):
             _spawn(home, f"n{number}", [str(daemons["slurmd"]), "-D", "-f", str(conf), "-N", f"n{number}"])
@@ -125,33 +129,37 @@ def stop(home: Path) -> None:
             with suppress(TimeoutError):
                 _wait(lambda: not _slurm(conf, "squeue", "--noheader", "--states=all", "--format=%t").count("CG"), "")
     _end_daemons(home)
+    shutil.rmtree((home / "munge").resolve())
     shutil.rmtree(home)
 
 
 def _end_daemons(home: Path) -> None:
     for line in reversed((home / "pids").read_text().splitlines()):
-        if _is_ours(int(line), home):
+        if _is_ours(int(line), home, (home / "munge").resolve()):
             _end(int(line))
 
 
-def _is_ours(pid: int, home: Path) -> bool:
+def _is_ours(pid: int, *directories: Path) -> bool:
     """Its number may have gone to another process meanwhile."""
     try:
-        return str(home).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
+    return any(str(directory).encode() in command for directory in directories)
 
 
-def _configuration(home: Path, nodes: int, cpus: int, grace_s: int, parameters: str) -> str:
+def _configuration(home: Path, munge: Path, nodes: int, cpus: int, grace_s: int, parameters: str) -> str:
     host, ports = socket.gethostname().partition(".")[0], _free_ports(nodes + 1)
     user = subprocess.run(["id", "-un"], check=True, capture_output=True, text=True).stdout.strip()
     lines = [
         CONF.format(
             home=home,
+            munge=munge,
             host=host,
             ports=ports,
             user=user,
             parameters=parameters,
+            first_job=1 + secrets.randbelow(9000),  # ports and directories of jobs are theirs by number, on one machine
             credential_s=10,  # as long does a job wait that was requeued
         )
     ]

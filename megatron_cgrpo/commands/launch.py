@@ -44,8 +44,8 @@ def slurm(
     """
     with readable_errors():
         from megatron_cgrpo.launch.array import array_tasks
+        from megatron_cgrpo.launch.layout import processes
         from megatron_cgrpo.launch.slurm import Job, check_job, render, submit
-        from megatron_cgrpo.trainer.system import processes
 
         shared = overrides or []
         load = load_planned if dry_run else load_checked  # a script may be made where model and data are not
@@ -80,9 +80,9 @@ def local(recipe: RecipeArgument, overrides: OverridesArgument = None, resume: R
         resolved = load_checked(recipe, overrides)
         check_run_dir(resolved, resume)
         log_progress()
+        from megatron_cgrpo.launch.layout import processes
         from megatron_cgrpo.launch.machine import check_machine
         from megatron_cgrpo.trainer.run import train
-        from megatron_cgrpo.trainer.system import processes
 
         check_machine(processes(resolved, critic=True))
         train(resolved, resume=resume)

@@ -13,6 +13,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from megatron_cgrpo.config.errors import ConfigError, RunError
+from megatron_cgrpo.launch.layout import ENGINE, TRAINER, Layout
 from megatron_cgrpo.launch.waiting import Poll, first_line, results, undisturbed
 
 _KEEP_DEVICES = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
@@ -20,9 +21,6 @@ _KEEP_DEVICES = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 
 _WAIT_S = 1
 """Between two polls."""
-
-TRAINER, ENGINE = "mcgrpo_trainer", "mcgrpo_engine"
-"""Resources of Ray nodes that are for ranks or for engines alone, as those of a heterogeneous Slurm job are."""
 
 
 class DevicesNotFound(RunError):
@@ -35,37 +33,6 @@ class Place:
 
     options: dict[str, Any]
     environment: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a run asks for. Each trainer rank takes a device, each engine ``tensor_parallel`` of one node.
-
-    ``colocated``: rank ``r`` runs on the ``r``-th of the policy engines' devices, of which there are as many as ranks.
-    Critics' engines always have devices of their own.
-    """
-
-    ranks: int
-    engines: int
-    tensor_parallel: int
-    colocated: bool = False
-    critic_engines: int = 0
-    critic_tensor_parallel: int = 1
-
-    @property
-    def devices(self) -> int:
-        return sum(self.bundles)
-
-    @property
-    def bundles(self) -> list[int]:
-        """Devices that have to be on one node together: engines', critics' engines', then ranks'."""
-        alone = [] if self.colocated else [1] * self.ranks
-        return [self.tensor_parallel] * self.engines + [self.critic_tensor_parallel] * self.critic_engines + alone
-
-    @property
-    def owners(self) -> list[str]:
-        """Whose the bundles are, engines' or ranks'."""
-        return [ENGINE] * (self.engines + self.critic_engines) + [TRAINER] * (0 if self.colocated else self.ranks)
 
 
 @dataclass(frozen=True)

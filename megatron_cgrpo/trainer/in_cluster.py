@@ -9,9 +9,9 @@ import torch
 
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.launch.cluster import check_capacity, ray_cluster
+from megatron_cgrpo.launch.layout import processes
 from megatron_cgrpo.trainer.run import train
 from megatron_cgrpo.trainer.signals import exit_on_stop
-from megatron_cgrpo.trainer.system import processes
 
 logger = logging.getLogger(__name__)
 

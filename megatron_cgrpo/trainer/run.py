@@ -12,6 +12,7 @@ from megatron_cgrpo.config.errors import RunError
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import PromptSampler
 from megatron_cgrpo.launch.cluster import ray_cluster
+from megatron_cgrpo.launch.layout import processes
 from megatron_cgrpo.observe.display import Display, open_display
 from megatron_cgrpo.observe.summary import summary_table, write_summary
 from megatron_cgrpo.observe.trace import NoTrace, Tracer
@@ -24,7 +25,7 @@ from megatron_cgrpo.trainer.record import Record
 from megatron_cgrpo.trainer.restarts import LOST, Restarts
 from megatron_cgrpo.trainer.signals import StopRequested, StopSignal, exit_on_stop
 from megatron_cgrpo.trainer.summary import summarise
-from megatron_cgrpo.trainer.system import processes, start_system
+from megatron_cgrpo.trainer.system import start_system
 from megatron_cgrpo.trainer.warm_start import base_model
 
 logger = logging.getLogger(__name__)

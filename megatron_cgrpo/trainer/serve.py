@@ -16,12 +16,13 @@ from megatron_cgrpo.config.task import FileTaskConfig
 from megatron_cgrpo.evaluation.answer_log import AnswerLog
 from megatron_cgrpo.evaluation.real_data import FileScores, first_of_each_source, keep_answers, score_answers
 from megatron_cgrpo.launch.cluster import ray_cluster
+from megatron_cgrpo.launch.layout import processes
 from megatron_cgrpo.observe.display import open_display
 from megatron_cgrpo.trainer.checkpoints import POLICY, read_manifest
 from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.same_training import check_same, model_fingerprint
 from megatron_cgrpo.trainer.signals import StopSignal, exit_on_stop
-from megatron_cgrpo.trainer.system import System, processes, start_system
+from megatron_cgrpo.trainer.system import System, start_system
 from megatron_cgrpo.trainer.warm_start import base_model
 from megatron_cgrpo.types import Group
 

@@ -18,7 +18,8 @@ from megatron_cgrpo.actor.policy import PolicySpec
 from megatron_cgrpo.config.model_shape import read_model_shape
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.launch.cluster import RELEASE_S, check_capacity
-from megatron_cgrpo.launch.placement import Layout, Place, reserved
+from megatron_cgrpo.launch.layout import layout_of, processes
+from megatron_cgrpo.launch.placement import Place, reserved
 from megatron_cgrpo.launch.waiting import Poll, undisturbed
 from megatron_cgrpo.observe.timeline import CRITIC_ENGINE
 from megatron_cgrpo.observe.trace import Trace
@@ -48,23 +49,6 @@ class System:
     @property
     def pools(self) -> list[EnginePool]:
         return [self.pool] if self.critic_pool is None else [self.pool, self.critic_pool]
-
-
-def processes(recipe: Recipe, *, critic: bool = False) -> int:
-    """The devices of a run, GPUs or else logical CPUs: trainer ranks' and engine workers', which may share them."""
-    return layout_of(recipe, critic=critic).devices
-
-
-def layout_of(recipe: Recipe, *, critic: bool) -> Layout:
-    rollout, model = recipe.rollout, recipe.critic.model
-    return Layout(
-        ranks=recipe.parallel.world_size,
-        engines=rollout.engines,
-        tensor_parallel=rollout.tensor_parallel,
-        colocated=rollout.colocated,
-        critic_engines=model.engines if critic and recipe.critic.needs_model and model.path is not None else 0,
-        critic_tensor_parallel=model.tensor_parallel,
-    )
 
 
 @contextmanager

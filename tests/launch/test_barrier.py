@@ -13,7 +13,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.launch.barrier import NodesMissing, wait_for_nodes
-from megatron_cgrpo.launch.placement import ENGINE, TRAINER, Layout, Place, reserved
+from megatron_cgrpo.launch.layout import ENGINE, TRAINER, Layout
+from megatron_cgrpo.launch.placement import Place, reserved
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from megatron_cgrpo.config.errors import ConfigError
-from megatron_cgrpo.launch.placement import Layout, Place, anywhere, reserved
+from megatron_cgrpo.launch.layout import Layout
+from megatron_cgrpo.launch.placement import Place, anywhere, reserved
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # its actors cannot import a test
 

@@ -14,7 +14,8 @@ from ray.exceptions import GetTimeoutError
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.launch import cluster, placement, waiting
 from megatron_cgrpo.launch.cluster import check_capacity
-from megatron_cgrpo.launch.placement import DevicesNotFound, Layout, reserved
+from megatron_cgrpo.launch.layout import Layout
+from megatron_cgrpo.launch.placement import DevicesNotFound, reserved
 from megatron_cgrpo.launch.waiting import results
 
 

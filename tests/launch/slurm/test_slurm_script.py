@@ -77,13 +77,13 @@ def test_engines_have_a_part_of_their_own() -> None:
     trainer, engines = " ".join(options(script)).split(" hetjob ")
     assert "--nodes=4 " in trainer and "--gpus-per-node=8" in trainer and "--no-requeue" in trainer
     assert engines.split() == [
-        *["--time=1-00:00:00", "--no-requeue", "--nodes=2", "--ntasks-per-node=1", "--exclusive"],
+        *["--time=0-01:00:00", "--no-requeue", "--nodes=2", "--ntasks-per-node=1", "--exclusive"],
         *["--gpus-per-node=4", "--partition=small"],
     ]
 
 
 def test_an_array_has_a_case_for_each_task() -> None:
-    script = launch("--nodes=1", "--dry-run", "--array-seeds=7", "--array=algorithm.preset=r1_grpo run.dir=runs/g")
+    script = launch("--nodes=2", "--dry-run", "--array-seeds=7", "--array=algorithm.preset=r1_grpo run.dir=runs/g")
     assert "--array=0-1" in options(script) and "--output=logs/%A_%a.log" in options(script)
     cases = re.findall(r"overrides\+=\((.*)\)\n    run_dir=(.*)", script)
     assert cases == [("algorithm.preset=r1_grpo", "runs/g"), ("seed=7", "runs/sandbox/seed_7")]
