@@ -36,6 +36,7 @@ setup(
     ),
     package_data={
         "megatron_cgrpo.config": ["presets/*.yaml", "published/*.json"],
+        "megatron_cgrpo.launch": ["templates/*"],
         "megatron_cgrpo.report": ["templates/*"],
         "megatron_cgrpo.tasks": ["prompts/*.jinja", "prompts/*/*.jinja"],
         "megatron_cgrpo.viewer": ["page/*"],

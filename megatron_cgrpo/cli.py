@@ -8,7 +8,9 @@ import typer
 
 from checkpoints_convert.cli import convert_app
 from megatron_cgrpo.commands.analyse import analyse
+from megatron_cgrpo.commands.doctor import doctor
 from megatron_cgrpo.commands.evaluate import evaluate
+from megatron_cgrpo.commands.launch import launch_app
 from megatron_cgrpo.commands.plan import plan
 from megatron_cgrpo.commands.preview import preview
 from megatron_cgrpo.commands.recipe import (
@@ -36,6 +38,8 @@ app = typer.Typer(
 )
 
 app.add_typer(convert_app)
+app.add_typer(launch_app)
+app.command()(doctor)
 app.command("eval")(evaluate)
 app.command()(preview)
 app.command()(plan)

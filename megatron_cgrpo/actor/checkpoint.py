@@ -17,6 +17,7 @@ from megatron.core.utils import unwrap_model
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn import Module
 
+from megatron_cgrpo.actor.optimizer_state import for_optimizers
 from megatron_cgrpo.actor.parallel import ParallelState
 from megatron_cgrpo.weights.torch_dist import TorchDistCheckpoint
 
@@ -65,7 +66,7 @@ def load_checkpoint(
         sharded["random"] = _random_state(state)
     loaded = dist_checkpointing.load(sharded, str(directory), strict=StrictHandling.RAISE_UNEXPECTED)
     _load_chunks(chunks, loaded)
-    optimizer.load_state_dict(loaded["optimizer"])
+    optimizer.load_state_dict(for_optimizers(loaded["optimizer"], optimizer))
     scheduler.load_state_dict(loaded["scheduler"])
     if same_layout:
         torch.set_rng_state(loaded["random"]["torch"])
@@ -93,7 +94,7 @@ def _parameters(sharded: dict[str, Any]) -> dict[str, Any]:
 
 
 def _metadata() -> dict[str, Any]:
-    """Optimiser state as tensors of the parameters' own shapes: any TP, PP and DP can load it.
+    """Optimiser state as tensors of the parameters' own shapes: any layout can load it.
 
     A new dictionary each time: Megatron adds its current process groups to the one that it is given.
     """

@@ -24,7 +24,8 @@ def run_microbatches(
     """Forward (and with ``train`` backward) over all micro-batches; what ``post_process`` reported, in order.
 
     Gradients accumulate in the chunks' ``main_grad`` buffers as the plain sum over micro-batches and replicas of the
-    returned losses; the context-parallel ranks of a replica return the same one, of whole sequences. Reports exist on the last pipeline stage only; elsewhere the list is empty.
+    returned losses; the context-parallel ranks of a replica return the same one, of whole sequences. Reports exist on
+    the last pipeline stage only; elsewhere the list is empty.
     """
 
     def step(data: Iterator[MicroBatch], chunk: Module) -> tuple[Any, Callable[[Any], Any]]:

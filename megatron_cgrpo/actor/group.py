@@ -64,7 +64,7 @@ class ActorGroup:
         is left then.
         """
         self._spec, self._micro_batch_tokens = spec, micro_batch_tokens
-        self._layout = Layout.of(spec.parallel, packed)
+        self._layout = Layout.of(spec.parallel, packed, spec.model, micro_batch_tokens)
         self._failed, self._tracer, self._progress_timeout_s = False, tracer or NoTrace(), progress_timeout_s
         places = anywhere(spec.parallel.world_size, 1, gpu) if places is None else places
         self._workers = [_start_rank(rank, threads, place) for rank, place in enumerate(places)]

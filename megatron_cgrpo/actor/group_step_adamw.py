@@ -11,8 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from megatron.core import optimizer as megatron_optimizer
-from megatron.core.optimizer import distrib_optimizer
 from torch.optim.adamw import adamw
 
 
@@ -64,12 +62,3 @@ class GroupStepAdamW(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-
-
-def install_if_needed() -> None:
-    """Puts it where Megatron looks for FusedAdam, unless Transformer Engine or apex brought the real one."""
-    if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
-        return
-    megatron_optimizer.Adam, megatron_optimizer.USING_PYTORCH_OPTIMIZER = GroupStepAdamW, False
-    distrib_optimizer.Adam = GroupStepAdamW
-    distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True

@@ -15,9 +15,16 @@ from megatron_cgrpo.actor import checkpoint
 from megatron_cgrpo.actor.forward import PostProcess, run_microbatches
 from megatron_cgrpo.actor.gradients import Gradient, norms
 from megatron_cgrpo.actor.model import build_chunks
-from megatron_cgrpo.actor.model_weights import WeightExport, load_weights, named_parameters
-from megatron_cgrpo.actor.optimizer import build_optimizer, build_scheduler, wrap_for_training
+from megatron_cgrpo.actor.model_weights import WeightExport, load_main_weights, load_weights, named_parameters
+from megatron_cgrpo.actor.optimizer import (
+    buffer_config,
+    build_optimizer,
+    build_scheduler,
+    gather_parameters,
+    wrap_for_training,
+)
 from megatron_cgrpo.actor.parallel import ParallelState
+from megatron_cgrpo.actor.router_losses import RouterLosses
 from megatron_cgrpo.config.model import ModelConfig
 from megatron_cgrpo.config.model_shape import ModelShape
 from megatron_cgrpo.config.optimizer import OptimizerConfig
@@ -45,11 +52,15 @@ class PolicySpec:
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """``reports``: the objective's, one a micro-batch, on reporting ranks; ``grad_norm`` before clipping."""
+    """``reports``: the objective's, one a micro-batch, on reporting ranks; ``grad_norm`` before clipping.
+
+    ``router``: see ``RouterLosses.end``.
+    """
 
     reports: list[Any]
     grad_norm: float
     lr: float
+    router: dict[str, float]
 
 
 class MegatronPolicy:
@@ -58,11 +69,11 @@ class MegatronPolicy:
     def __init__(self, spec: PolicySpec, state: ParallelState) -> None:
         self._spec, self._state = spec, state
         chunks = build_chunks(spec.shape, spec.model, spec.parallel, state, spec.temperature)
-        self._chunks: list[Module] = list(
-            wrap_for_training(chunks, spec.optimizer.distributed, spec.parallel.overlap.gradients)
-        )
-        dtype = chunks[0].config.params_dtype
-        self._optimizer = build_optimizer(spec.optimizer, self._chunks, dtype)
+        overlap = spec.parallel.overlap
+        wrapped = wrap_for_training(chunks, buffer_config(spec.optimizer, overlap, spec.model))
+        self._chunks: list[Module] = list(wrapped)
+        self._optimizer = build_optimizer(spec.optimizer, wrapped, overlap, spec.model)
+        self._router_losses = RouterLosses(wrapped, spec.model.moe)
         self._scheduler = build_scheduler(spec.optimizer, self._optimizer, spec.total_updates)
         self._reference: list[Module] | None = None
         self._exports: dict[bool, WeightExport] = {}
@@ -71,11 +82,14 @@ class MegatronPolicy:
         """Fills the parameters, and the optimiser's float32 copies of them."""
         load_weights(self._chunks, self._spec.shape, read, self._state)
         self._optimizer.reload_model_params()
+        if self._spec.model.fp8.parameters:
+            load_main_weights(self._optimizer, self._chunks, self._spec.shape, read, self._state)
 
     @torch.no_grad()
     def keep_reference(self) -> None:
         """Keeps a frozen copy of the policy as it is now."""
         spec = self._spec
+        gather_parameters(self._chunks)
         self._reference = list(build_chunks(spec.shape, spec.model, spec.parallel, self._state, spec.temperature))
         current = dict(named_parameters(self._chunks))
         for name, parameter in named_parameters(self._reference):
@@ -85,7 +99,9 @@ class MegatronPolicy:
 
     def update(self, batches: list[MicroBatch], objective: PostProcess) -> UpdateResult:
         """One optimiser step on the summed objective. Raises ``FloatingPointError`` on a non-finite gradient norm."""
+        self._router_losses.begin(batches)
         reports = self._backward(batches, objective)
+        router = self._router_losses.end()
         self._scheduler.step(increment=1)
         stepped, grad_norm, _ = self._optimizer.step()
         if not stepped or not math.isfinite(grad_norm):
@@ -93,7 +109,7 @@ class MegatronPolicy:
                 f"gradient norm {grad_norm}: the update was not finite; lower optimizer.lr, or resume from the last "
                 "checkpoint with another seed"
             )
-        return UpdateResult(reports, float(grad_norm), float(self._optimizer.param_groups[0]["lr"]))
+        return UpdateResult(reports, float(grad_norm), float(self._optimizer.param_groups[0]["lr"]), router)
 
     @torch.no_grad()
     def forward(self, batches: list[MicroBatch], read: PostProcess, *, reference: bool = False) -> list[Any]:
@@ -116,12 +132,14 @@ class MegatronPolicy:
         return norms(gradients)
 
     def export(self, *, reference: bool = False) -> WeightExport:
-        """The whole policy or reference as HF tensors, streamed to rank 0; iterating is collective."""
+        """The whole policy or reference as HF tensors, streamed to rank 0; this and iterating are collective."""
+        gather_parameters(self._chunks)
         if reference not in self._exports:
             self._exports[reference] = WeightExport(self._model(reference), self._spec.shape, self._state)
         return self._exports[reference]
 
     def save(self, directory: Path) -> None:
+        gather_parameters(self._chunks)
         checkpoint.save_checkpoint(directory, self._chunks, self._optimizer, self._scheduler, self._state)
 
     def resume(self, directory: Path, same_layout: bool) -> None:

@@ -22,6 +22,7 @@ from megatron_cgrpo.actor.parallel import Endpoint, ParallelState
 from megatron_cgrpo.actor.policy import MegatronPolicy, PolicySpec
 from megatron_cgrpo.actor.sender import build_sender
 from megatron_cgrpo.actor.timed import Timed
+from megatron_cgrpo.actor.user_buffers import start_user_buffers
 from megatron_cgrpo.algorithm.spec import LossSpec
 from megatron_cgrpo.config.model_files import is_megatron
 from megatron_cgrpo.data.microbatch import MicroBatch, unpack_response_values
@@ -41,7 +42,7 @@ GIB = 1 << 30
 class RankUpdate:
     """Metric sums and maxima of this data-parallel replica, and the token positions that it computed, padding included.
 
-    Empty and 0 on ranks that do not report.
+    Empty and 0 on ranks that do not report. ``router``, alike on all ranks: see ``RouterLosses.end``.
     """
 
     sums: dict[str, float]
@@ -49,6 +50,7 @@ class RankUpdate:
     grad_norm: float
     lr: float
     positions: int
+    router: dict[str, float]
 
 
 class Worker:
@@ -86,6 +88,9 @@ class Worker:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         self._spec, self._layout = spec, layout
         self._state = ParallelState.start(spec.parallel, self._rank, endpoint, spec.seed)
+        if spec.parallel.overlap.tensor:
+            tokens = layout.length // spec.parallel.cp
+            start_user_buffers(tokens, spec.shape.hidden, spec.parallel.tp, spec.model.fp8)
         self._policy = MegatronPolicy(spec, self._state)
 
     def load_base(self, model_dir: Path, reference: bool) -> None:
@@ -113,13 +118,13 @@ class Worker:
                     sums[key] = sums.get(key, 0.0) + float(value)
                 for key, value in report.maxima.items():
                     maxima[key] = max(maxima.get(key, 0.0), float(value))
-        return RankUpdate(sums, maxima, result.grad_norm, result.lr, self._positions(batches))
+        return RankUpdate(sums, maxima, result.grad_norm, result.lr, self._positions(batches), result.router)
 
     def supervised_update(self, shares: list[list[list[TrainRow]]]) -> RankUpdate:
         batches = self._microbatches(shares)
         result = self._policy.update(batches, objectives.supervised)
         sums = {"loss": float(sum(result.reports))} if self._state.reports else {}
-        return RankUpdate(sums, {}, result.grad_norm, result.lr, self._positions(batches))
+        return RankUpdate(sums, {}, result.grad_norm, result.lr, self._positions(batches), result.router)
 
     def logprobs(self, shares: list[list[list[TrainRow]]], reference: bool) -> list[list[list[float]]] | None:
         """Per micro-batch and row, the response's log-probabilities; None on ranks that do not report."""

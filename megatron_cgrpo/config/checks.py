@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_cgrpo.config.critic_checks import critic_input_problems, critic_problems
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.megatron_checks import megatron_problems, megatron_shape_problems
 from megatron_cgrpo.config.method_checks import method_problems
 from megatron_cgrpo.config.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARIES, has_tokenizer, is_megatron
 from megatron_cgrpo.config.model_shape import ModelShape
@@ -32,11 +33,11 @@ def check_recipe(recipe: Recipe, model: ModelShape | None, *, answers_only: bool
     With ``answers_only`` nobody criticises, whatever the recipe says of critics.
     """
     problems = [*_parallel(recipe), *_batch(recipe), *method_problems(recipe), *_sampling(recipe), *_task(recipe)]
-    problems += rollout_problems(recipe)
+    problems += [*rollout_problems(recipe), *megatron_problems(recipe)]
     if not answers_only:
         problems += [*critic_problems(recipe), *staleness_problems(recipe)]
     if model is not None:
-        problems += [*_layout(recipe, model), *_context(recipe, model)]
+        problems += [*_layout(recipe, model), *_context(recipe, model), *megatron_shape_problems(recipe, model)]
     if recipe.model.path is None:
         problems += _warm_start(recipe)
     if problems:

@@ -12,6 +12,7 @@ from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.config.reward import RewardConfig
 from megatron_cgrpo.config.rollout import RolloutConfig
 from megatron_cgrpo.config.section import Section
+from megatron_cgrpo.config.slurm import SlurmConfig
 from megatron_cgrpo.config.sync import SyncConfig
 from megatron_cgrpo.config.task import MisconceptionsConfig, TaskConfig, WarmStartConfig
 from megatron_cgrpo.config.train import (
@@ -52,6 +53,7 @@ class Recipe(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     observe: ObserveConfig = ObserveConfig()
     guard: GuardConfig = GuardConfig()
+    slurm: SlurmConfig = SlurmConfig()
 
     @property
     def algorithms(self) -> tuple[AlgorithmConfig, ...]:

@@ -19,11 +19,18 @@ def tensor_parallel_problems(model: ModelShape, field: str, tp: int) -> Iterator
         )
     elif (model.heads + 2 * model.kv_heads) * model.head_dim % tp:
         yield f"{field}={tp}: does not divide the rows of the model's query/key/value projection: choose a divisor"
-    ffn = model.experts.ffn if model.experts else model.ffn
-    sizes = {"attention heads": model.heads, "hidden size": model.hidden, "feed-forward size": ffn}
+    sizes = {"attention heads": model.heads, "hidden size": model.hidden}
+    if model.experts is None:
+        sizes["feed-forward size"] = model.ffn
     for name, size in sizes.items():
         if size % tp:
             yield f"{field}={tp}: does not divide the model's {name} {size}: choose a divisor"
+
+
+def expert_parallel_problems(model: ModelShape, field: str, etp: int) -> Iterator[str]:
+    """``field`` says over how many ranks each expert's matrices are split."""
+    if model.experts is not None and model.experts.ffn % etp:
+        yield f"{field}: does not divide the experts' feed-forward size {model.experts.ffn}: choose a divisor"
 
 
 def engine_layout_problems(model: ModelShape, field: str, tp: int) -> Iterator[str]:

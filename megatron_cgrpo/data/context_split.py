@@ -12,12 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from megatron_cgrpo.config.micro_batches import row_multiple
 from megatron_cgrpo.data.microbatch import MicroBatch
-
-
-def row_multiple(ranks: int) -> int:
-    """What divides the length of every sequence that ``ranks`` ranks share."""
-    return 1 if ranks == 1 else 2 * ranks
 
 
 def owned_positions(batch: MicroBatch, rank: int, ranks: int) -> Tensor:

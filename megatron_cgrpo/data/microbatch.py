@@ -24,9 +24,9 @@ class MicroBatch:
     ``tokens``, ``positions`` (from 0 in each row), ``targets`` (the row's next token; 0 at its last position) and
     ``sequence_index`` (the row's number in this micro-batch) are int64; ``refined`` is bool; the others are float32.
     ``weight`` is zero except where the target is a response token. ``cu_seqlens`` int32 [segments + 1] and
-    ``max_seqlen`` (tokens) delimit packed segments, padding at a row's end being part of its segment and a tail of padding one
-    of its own; a padded layout has no ``cu_seqlens`` and pads on the right, where a causal model needs no mask. The optional log-probabilities are
-    None where the rows have none.
+    ``max_seqlen`` (tokens) delimit packed segments: padding at a row's end is part of its segment, a tail of padding a
+    segment of its own. A padded layout has no ``cu_seqlens`` and pads on the right, where a causal model needs no mask.
+    The optional log-probabilities are None where the rows have none.
     """
 
     tokens: Tensor

@@ -46,8 +46,7 @@ def ray_cluster(cpus: int, start_timeout_s: float = START_S, poll: Poll = undist
     with all its processes and files, are gone.
     """
     if "RAY_ADDRESS" in os.environ:
-        _check_reachable(os.environ["RAY_ADDRESS"])
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        _join(os.environ["RAY_ADDRESS"])
         try:
             poll()
             yield
@@ -61,6 +60,18 @@ def ray_cluster(cpus: int, start_timeout_s: float = START_S, poll: Poll = undist
     finally:
         ray.shutdown()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _join(address: str) -> None:
+    """Raises ConfigError where there is no cluster."""
+    _check_reachable(address)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: {str(error).partition('. ')[0]}: start the run on a node of that cluster, with "
+            "its token in RAY_AUTH_TOKEN and RAY_AUTH_MODE=token if it has one"
+        ) from error
 
 
 def _check_reachable(address: str) -> None:

@@ -21,6 +21,9 @@ _KEEP_DEVICES = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 _WAIT_S = 1
 """Between two polls."""
 
+TRAINER, ENGINE = "mcgrpo_trainer", "mcgrpo_engine"
+"""Resources of Ray nodes that are for ranks or for engines alone, as those of a heterogeneous Slurm job are."""
+
 
 class DevicesNotFound(RunError):
     """A node does not say which GPUs it has reserved."""
@@ -59,6 +62,11 @@ class Layout:
         alone = [] if self.colocated else [1] * self.ranks
         return [self.tensor_parallel] * self.engines + [self.critic_tensor_parallel] * self.critic_engines + alone
 
+    @property
+    def owners(self) -> list[str]:
+        """Whose the bundles are, engines' or ranks'."""
+        return [ENGINE] * (self.engines + self.critic_engines) + [TRAINER] * (0 if self.colocated else self.ranks)
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -81,7 +89,7 @@ def reserved(layout: Layout, gpu: bool, timeout_s: float, poll: Poll = undisturb
     """
     deadline = time.monotonic() + timeout_s
     kind = "GPU" if gpu else "CPU"
-    group = placement_group([{kind: devices} for devices in layout.bundles], strategy="PACK")
+    group = placement_group(_requests(layout, kind), strategy="PACK")
     try:
         while not group.wait(_WAIT_S):
             poll()
@@ -95,6 +103,15 @@ def reserved(layout: Layout, gpu: bool, timeout_s: float, poll: Poll = undisturb
         yield _placement(layout, group, gpu, visible)
     finally:
         remove_placement_group(group)
+
+
+def _requests(layout: Layout, kind: str) -> list[dict[str, float]]:
+    """Where nodes are for ranks or engines alone, bundles ask for their own kind of node."""
+    marked = {TRAINER, ENGINE} <= ray.cluster_resources().keys()
+    return [
+        {kind: devices} | ({owner: devices} if marked else {})
+        for devices, owner in zip(layout.bundles, layout.owners, strict=True)
+    ]
 
 
 def _placement(layout: Layout, group: PlacementGroup, gpu: bool, visible: list[list[str]]) -> Placement:

@@ -46,7 +46,12 @@ def to_chrome(timeline: Timeline, *, aids: bool) -> dict[str, Any]:
     return {
         "traceEvents": sorted(events, key=lambda event: event.get("ts", -1)),
         "displayTimeUnit": "ms",
-        "otherData": {"start": timeline.start, "end": timeline.end, "dropped": timeline.dropped},
+        "otherData": {
+            "start": timeline.start,
+            "end": timeline.end,
+            "dropped": timeline.dropped,
+            "announced": sorted(timeline.announced),
+        },
     }
 
 
@@ -61,7 +66,8 @@ def from_chrome(content: dict[str, Any]) -> Timeline:
             start = event["ts"]
             spans.append(Span(tracks[event["pid"]], event["name"], start, start + event["dur"], event["args"]))
     about = content["otherData"]
-    return Timeline(spans, about["start"], about["end"], about["dropped"])
+    announced = frozenset(about.get("announced", ()))  # an earlier release had none
+    return Timeline(spans, about["start"], about["end"], about["dropped"], announced)
 
 
 def _track(pid: int, track: str, spans: list[Span]) -> Iterator[Event]:

@@ -29,17 +29,21 @@ class Span:
 
 @dataclass(frozen=True)
 class Timeline:
-    """The spans that ended, or were open, between ``start`` and ``end``; ``dropped`` counts those that are missing."""
+    """The spans that ended, or were open, between ``start`` and ``end``; ``dropped`` counts those that are missing.
+
+    ``announced`` are tracks that are there with or without a span.
+    """
 
     spans: list[Span]
     start: int
     end: int
     dropped: int = 0
+    announced: frozenset[str] = frozenset()
 
     @property
     def tracks(self) -> dict[str, list[Span]]:
         """Spans by track, in the order of their start; the tracks sorted as ``track_order`` says."""
-        tracks: dict[str, list[Span]] = {}
+        tracks: dict[str, list[Span]] = {track: [] for track in self.announced}
         for span in sorted(self.spans, key=lambda span: (span.start, -span.end)):
             tracks.setdefault(span.track, []).append(span)
         return {track: tracks[track] for track in sorted(tracks, key=track_order)}
@@ -55,7 +59,8 @@ def merge(timelines: Sequence[Timeline]) -> Timeline:
     last = timelines[-1]
     spans = [span for timeline in timelines for span in timeline.spans if timeline is last or not span.open]
     start, end = min(timeline.start for timeline in timelines), max(timeline.end for timeline in timelines)
-    return Timeline(spans, start, end, sum(timeline.dropped for timeline in timelines))
+    announced = frozenset[str]().union(*(timeline.announced for timeline in timelines))
+    return Timeline(spans, start, end, sum(timeline.dropped for timeline in timelines), announced)
 
 
 ENGINE, CRITIC_ENGINE = "engine", "critic engine"

@@ -24,6 +24,9 @@ class Trace(Protocol):
     from it. Every method may be called from any thread.
     """
 
+    def announce(self, track: str) -> None:
+        """The track has a row in every step from now on, also where it does nothing."""
+
     def span(self, track: str, name: str, **args: Scalar) -> AbstractContextManager[Args]:
         """What happens inside. More args can be put into the dictionary it gives, such as a result's ``tokens``."""
 
@@ -39,6 +42,9 @@ class Trace(Protocol):
 
 class NoTrace:
     """Forgets everything."""
+
+    def announce(self, track: str) -> None:
+        pass
 
     @contextmanager
     def span(self, track: str, name: str, **args: Scalar) -> Iterator[Args]:
@@ -74,6 +80,11 @@ class Tracer:
         self._open: dict[int, tuple[str, str, float, Args]] = {}
         self._opened = self._dropped = 0
         self._since: int | None = None
+        self._announced: frozenset[str] = frozenset()
+
+    def announce(self, track: str) -> None:
+        with self._lock:
+            self._announced |= {track}
 
     @contextmanager
     def span(self, track: str, name: str, **args: Scalar) -> Iterator[Args]:
@@ -103,6 +114,7 @@ class Tracer:
         with self._lock:
             spans, self._spans = self._spans, []
             dropped, self._dropped = self._dropped, 0
+            announced = self._announced
             spans += [
                 _span(track, name, start + self._wall_offset, now + self._wall_offset, args | {"open": True})
                 for track, name, start, args in self._open.values()
@@ -111,7 +123,7 @@ class Tracer:
             start = self._since if self._since is not None else min((span.start for span in spans), default=end)
             self._since = end
         try:
-            write_step(self._directory, step, Timeline(spans, start, end, dropped))
+            write_step(self._directory, step, Timeline(spans, start, end, dropped, announced))
         except OSError as error:
             logger.warning("step %d has no timeline: %s", step, error)
 

@@ -40,7 +40,7 @@ class LayerActivations:
         left = self.total
         if model.recompute.granularity == "selective":
             modules = set(model.recompute.modules)
-            left -= self.attention_core * ("core_attn" in modules) + self.norms / 2 * ("layernorm" in modules)
+            left -= self.attention_core * ("core_attn" in modules) + self.norms * ("layernorm" in modules)
             left -= self.feed_forward * ("mlp" in modules) + self.experts * ("moe" in modules)
             left -= self.activation * ("moe_act" in modules and "moe" not in modules)
         return left - (self.compressible / 2 if model.fp8.enabled else 0)
@@ -63,7 +63,9 @@ def layer_activations(
     value = size * max(shape.kv_heads / tp, 1) * shape.head_dim * tokens
     heads = 4 * shape.heads / tp * tokens
     norms = hidden * (2 if te else 4)
-    attention = (3 if te else 4) * query + 3 * value + heads
+    # Local layers keep their rotary tables, cosine and sine for Q and for K, in float32.
+    rotary = 0.0 if te else 16 * shape.head_dim * tokens
+    attention = (3 if te else 4) * query + 3 * value + heads + rotary
     if shape.qk_norm:
         attention += (1 if te else 2) * query + value + heads
     feed_forward = experts = activation = 0.0

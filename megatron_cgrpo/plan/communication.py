@@ -9,7 +9,7 @@ from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.plan.assumptions import Assumptions
 from megatron_cgrpo.plan.gpus import Gpu
 from megatron_cgrpo.plan.parameters import rank_parameters
-from megatron_cgrpo.plan.trainer_memory import gradient_dtype
+from megatron_cgrpo.plan.trainer_memory import BYTES
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def data_parallel_traffic(
     """
     parallel, config = recipe.parallel, recipe.optimizer
     count = max((rank_parameters(shape, parallel, stage) for stage in range(parallel.pp)), key=lambda each: each.total)
-    gradient = 2 if gradient_dtype(config) == "bfloat16" else 4
+    gradient = BYTES[config.gradient_dtype]
     gathered = 1 if recipe.model.fp8.parameters else 2 if recipe.model.dtype == "bfloat16" else 4
     total_bytes = reduce_s = gather_s = 0.0
     dense, spread = parallel.dp * parallel.cp, parallel.ep * parallel.expert_tp

@@ -14,6 +14,7 @@ from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.config.tensor_parallel import engine_layout_problems, tensor_parallel_problems
+from megatron_cgrpo.plan.engine_memory import engine_memory
 from megatron_cgrpo.plan.estimate import Estimate, devices, estimate
 from megatron_cgrpo.plan.rollout_time import rollout_time
 from megatron_cgrpo.plan.shortfalls import fits
@@ -22,8 +23,11 @@ from megatron_cgrpo.plan.trainer_time import trainer_time
 
 _SIZES = (1, 2, 4, 8)
 _STAGES = (1, 2, 4, 8, 16)
-_CHECKED = 200
+_CHECKED = 60
 """Of the fastest trainer layouts, how many are planned whole."""
+
+_KEPT = 10
+"""Of each split of the GPUs, so that there is a choice among layouts of nearly the same speed."""
 
 _UTILIZATIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
@@ -50,7 +54,7 @@ def best_layouts(made: Estimate, gpus: int, limit: int = 10) -> list[Estimate]:
             if planned is not None:
                 found.append(planned)
                 kept += 1
-            if kept == limit:
+            if kept == max(limit, _KEPT):
                 break
     return sorted(found, key=_rank)[:limit]
 
@@ -117,7 +121,8 @@ def _trainers(made: Estimate, ranks: int) -> Iterator[tuple[float, Recipe]]:
         model = made.recipe.model.model_copy(update={"recompute": recompute})
         recipe = made.recipe.model_copy(update={"parallel": parallel, "model": model})
         memory = trainer_memory(recipe, made.shape, made.work, made.assume)
-        if memory.total > made.gpu.memory_gib:
+        asleep = made.assume.asleep_gib * recipe.rollout.colocated
+        if memory.total + asleep > made.gpu.memory_gib:
             continue
         time = trainer_time(recipe, made.shape, made.work, made.assume, made.gpu)
         yield time.update + time.logprob, recipe
@@ -161,11 +166,19 @@ def _recomputes(made: Estimate) -> list[RecomputeConfig]:
 
 
 def _first_that_fits(made: Estimate, trainer: Recipe, engines: list[Engines], gpus: int) -> Estimate | None:
-    own = made.recipe.rollout.gpu_memory_utilization
+    """With the fastest engines that find room, at the recipe's own share of the GPU or the largest that is left."""
+    gpu, own = made.gpu, made.recipe.rollout.gpu_memory_utilization
+    room = gpu.memory_gib
+    if made.recipe.rollout.colocated:
+        room -= trainer_memory(trainer, made.shape, made.work, made.assume).resident
     for each in engines:
         for utilization in (own, *(size for size in _UTILIZATIONS if size != own)):
             recipe = _with_engines(trainer, each, utilization)
-            planned = estimate(recipe, made.shape, made.gpu, made.assume)
+            if utilization * gpu.memory_gib > room:
+                continue
+            if engine_memory(recipe, made.shape, made.work, made.assume, gpu).longest < 1:
+                continue
+            planned = estimate(recipe, made.shape, gpu, made.assume)
             if fits(planned, gpus) and _valid(recipe, made.shape):
                 return planned
     return None

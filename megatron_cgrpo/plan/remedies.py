@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from megatron_cgrpo.config.checks import check_recipe
@@ -15,20 +15,34 @@ from megatron_cgrpo.plan.shortfalls import fits
 
 Change = dict[str, Any]
 
+_FULL: Change = {
+    "model.recompute.granularity": "full",
+    "model.recompute.method": "uniform",
+    "model.recompute.layers": 1,
+}
+
 
 def remedies(made: Estimate, gpus: int) -> list[str]:
     """One sentence: the first single change that fits, in the order of what it costs; else the fastest layout."""
-    for change in _changes(made):
-        altered = changed(made.recipe, made.shape, change)
-        if altered is not None and fits(estimate(altered, made.shape, made.gpu, made.assume), gpus):
-            return [f"would fit: {_written(change)}"]
+    if change := _first_that_fits(made, gpus, _changes(made)):
+        return [f"would fit: {_written(change)}"]
     found = best_layouts(made, gpus, limit=1)
     if found:
         return [f"would fit: {' '.join(settings(found[0].recipe))}"]
+    if change := _first_that_fits(made, gpus, [_FULL | {"optimizer.offload": 1.0}]):
+        return [f"would fit, slowly: {_written(change)}"]
     return [f"no layout of this recipe fits on {gpus} {made.gpu.kind}: take more GPUs, or kinds with more memory"]
 
 
-def changed(recipe: Recipe, shape: ModelShape, change: Change) -> Recipe | None:
+def _first_that_fits(made: Estimate, gpus: int, changes: Iterable[Change]) -> Change | None:
+    for change in changes:
+        altered = _changed(made.recipe, made.shape, change)
+        if altered is not None and fits(estimate(altered, made.shape, made.gpu, made.assume), gpus):
+            return change
+    return None
+
+
+def _changed(recipe: Recipe, shape: ModelShape, change: Change) -> Recipe | None:
     """``recipe`` with dotted keys changed; None where that is no valid recipe."""
     values = recipe.model_dump()
     for key, value in change.items():
@@ -62,9 +76,7 @@ def _changes(made: Estimate) -> Iterator[Change]:
         size //= 2
     module = "mlp" if made.shape.experts is None else "moe"
     selective = {"model.recompute.granularity": "selective", "model.recompute.modules": (module,)}
-    full = {"model.recompute.granularity": "full", "model.recompute.method": "uniform", "model.recompute.layers": 1}
-    yield from (selective, full)
-    yield full | {"optimizer.offload": 1.0}
+    yield from (selective, _FULL)
 
 
 def _written(change: Change) -> str:

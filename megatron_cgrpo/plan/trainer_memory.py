@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, fields
 from typing import Self
 
-from megatron_cgrpo.config.optimizer import OptimizerConfig
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.plan.activations import stage_activations
@@ -15,9 +14,9 @@ from megatron_cgrpo.plan.gpus import GIB
 from megatron_cgrpo.plan.parameters import Parameters, rank_parameters, vocab_rows
 from megatron_cgrpo.plan.workload import Workload, micro_batches
 
-_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "float8": 1.0}
+BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "float8": 1.0}
 SYNC_BUFFER = 2 << 30
-"""vLLM's packed transfer: two buffers of 1 GiB (``DEFAULT_PACKED_BUFFER_SIZE_BYTES``, ``..._NUM_BUFFERS``)."""
+"""vLLM's packed transfer: two buffers of 1 GiB (``DEFAULT_PACKED_BUFFER_SIZEBYTES``, ``..._NUM_BUFFERS``)."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def stage_memory(
         gpu_only["reserve"] = assume.fragmentation * (activations + workspace + logits)
     return TrainerMemory.of_bytes(
         parameters=parameters,
-        gradients=_BYTES[gradient_dtype(recipe.optimizer)] * count.total,
+        gradients=BYTES[recipe.optimizer.gradient_dtype] * count.total,
         optimizer=optimizer_bytes(count, recipe) * (1 - recipe.optimizer.offload),
         reference=size * count.total * any(algorithm.needs_reference for algorithm in recipe.algorithms),
         activations=activations,
@@ -94,11 +93,6 @@ def stage_memory(
         logits=logits,
         **gpu_only,
     )
-
-
-def gradient_dtype(config: OptimizerConfig) -> str:
-    """Of the buffers that data-parallel ranks sum: float32 but where the precision-aware optimiser takes less."""
-    return config.gradient_dtype if config.precision_aware else "float32"
 
 
 def optimizer_bytes(count: Parameters, recipe: Recipe) -> float:
@@ -110,8 +104,8 @@ def optimizer_bytes(count: Parameters, recipe: Recipe) -> float:
     config = recipe.optimizer
     if config.precision_aware:
         # Beside bf16 parameters the main ones are the sixteen bits that those lack.
-        main = 2.0 if recipe.model.dtype == "bfloat16" else _BYTES[config.main_dtype]
-        each = main + _BYTES[config.exp_avg_dtype] + _BYTES[config.exp_avg_sq_dtype]
+        main = 2.0 if recipe.model.dtype == "bfloat16" else BYTES[config.main_dtype]
+        each = main + BYTES[config.exp_avg_dtype] + BYTES[config.exp_avg_sq_dtype]
     else:
         each = 12.0 if recipe.model.dtype == "bfloat16" else 8.0
     if not config.distributed:

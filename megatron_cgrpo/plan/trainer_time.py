@@ -83,7 +83,7 @@ def compute_seconds(
     products = _product_seconds(recipe, shape, work, assume, gpu, tokens / number) / parallel.pp / ranks
     attention = work.attention / parallel.pp / ranks / (gpu.bf16_flops * assume.attention_efficiency)
     launch = layers * number * (assume.layer_launch_s if shape.experts is None else assume.expert_launch_s)
-    width = min(shape.hidden, -(-shape.vocab // parallel.tp))
+    width = max(min(shape.hidden, -(-shape.vocab // parallel.tp)), 1)  # the embedded task's vocabulary is not known yet
     head = work.head / ranks / (gpu.bf16_flops * _gemm(assume.gemm_efficiency, width, assume))
     return max(products + moved + attention, launch) + head
 

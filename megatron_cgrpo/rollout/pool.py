@@ -54,6 +54,8 @@ class EnginePool:
         self._start_timeout_s = start_timeout_s
         self._gates = StageGates(stages or StagesConfig())
         self._tracer = tracer or NoTrace()
+        for slot in self._slots:
+            self._tracer.announce(slot.track)
         self._own_weights = own_weights
         self._router = Router(prefix_caching)
         self._updates = 0

@@ -9,7 +9,7 @@ from typing import Self
 
 import torch
 
-from megatron_cgrpo.actor.model import check_precision
+from megatron_cgrpo.actor.machine import Machine, check_machine
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model_files import is_megatron
 from megatron_cgrpo.config.model_shape import model_shape, read_model_shape
@@ -134,7 +134,7 @@ class Problems:
 
 def _check_machine(recipe: Recipe) -> None:
     cuda = torch.cuda.is_available()
-    check_precision(recipe.model, recipe.train.packed, cuda)
+    check_machine(recipe.model, recipe.parallel, recipe.optimizer, recipe.train.packed, Machine.here())
     check_engine_model(model_shape(recipe), cuda)
     if recipe.sync.backend in ("nccl", "ipc") and not cuda:
         raise ConfigError(f"sync.backend={recipe.sync.backend}: needs CUDA: set sync.backend=auto")

@@ -15,7 +15,7 @@ from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.section import Section
 
 # Sections and keys that decide how a run runs and what it shows, not what it computes.
-_FREE_SECTIONS = ("run", "parallel", "checkpoint", "observe", "sync", "guard")
+_FREE_SECTIONS = ("run", "parallel", "checkpoint", "observe", "sync", "guard", "slurm")
 _FREE_KEYS = {
     "train": {"steps", "compute_of", "micro_batch_tokens", "packed", "threads", "progress_timeout_s"},
     "evaluation": {"every"},
@@ -34,7 +34,10 @@ _FREE_KEYS = {
         "start_timeout_s",
         "progress_timeout_s",
     },
-    "model": {"path", "implementation", "logprob_chunk", "recompute"},
+    "model": {"path", "implementation", "logprob_chunk", "fusions", "recompute"},
+    "model.fp8": set(),
+    "model.moe": {"dispatcher", "grouped_gemm", "permute_fusion"},
+    "optimizer": {"implementation"},
     "warm_start": {"cache_dir", "tp", "dp", "micro_batch_tokens"},
     # How a server is reached and what it costs, not which model answers; where a model lies and how many engines.
     "critic.api": {

@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM: the first asks the run to stop at the next safe point, the second stops it at once."""
+"""SIGINT, SIGTERM, SIGUSR1: the first asks the run to stop at the next safe point, the second stops it at once.
+
+SIGUSR1 is what Slurm sends some time before the end of a job.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 _POLL_S = 0.2
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequested(Exception):
@@ -32,7 +36,7 @@ class StopSignal:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._receive)
         return self
 

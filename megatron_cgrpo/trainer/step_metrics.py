@@ -66,12 +66,17 @@ def update_metrics(updates: Sequence[GroupUpdate]) -> dict[str, float]:
     for term in LOSS_TERMS:
         sums[term] /= len(updates)
     positions = sum(sum(update.positions) for update in updates)
-    return reduce_metrics(sums, maxima) | {
-        "grad_norm": _mean([update.grad_norm for update in updates]),
-        "lr": updates[-1].lr,
-        "packing.padding": 1 - sum(update.tokens for update in updates) / positions,
-        "packing.balance": positions / sum(max(update.positions) * len(update.positions) for update in updates),
-    }
+    router = {key: _mean([update.router[key] for update in updates]) for key in updates[0].router}
+    return (
+        reduce_metrics(sums, maxima)
+        | router
+        | {
+            "grad_norm": _mean([update.grad_norm for update in updates]),
+            "lr": updates[-1].lr,
+            "packing.padding": 1 - sum(update.tokens for update in updates) / positions,
+            "packing.balance": positions / sum(max(update.positions) * len(update.positions) for update in updates),
+        }
+    )
 
 
 def stage_seconds(clock: StageClock, limit: float) -> dict[str, float]:

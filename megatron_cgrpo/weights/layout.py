@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.shape import ModelShape
-from megatron_cgrpo.config.tensor_parallel import tensor_parallel_problems
+from megatron_cgrpo.config.tensor_parallel import expert_parallel_problems, tensor_parallel_problems
 from megatron_cgrpo.weights.families import EMBEDDING
 from megatron_cgrpo.weights.mapping import padded_vocab
 from megatron_cgrpo.weights.rows import Rows, count_rows, join_rows, take_rows
@@ -112,6 +112,7 @@ class CheckpointLayout:
         if self.tp < 1 or self.ep < 1:
             return
         yield from tensor_parallel_problems(shape, "tp", self.tp)
+        yield from expert_parallel_problems(shape, f"tp={self.tp}", self.tp)
         experts = shape.experts
         if self.ep > 1 and experts is None:
             yield f"ep={self.ep}: {shape.architecture} has no experts: leave it at 1"

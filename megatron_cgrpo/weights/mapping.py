@@ -34,7 +34,7 @@ def shard_shape(weight: Weight, shape: ModelShape, tp: int) -> tuple[int, ...]:
 
 
 def hf_tensors(weight: Weight, shards: list[Tensor], shape: ModelShape) -> list[tuple[str, Tensor]]:
-    """HF names and tensors of one Megatron parameter from ``weight.shard.parts`` tensor-parallel ranks' shards, in order."""
+    """HF names and tensors of one Megatron parameter from its shards in rank order, those that ``join`` needs."""
     whole = weight.shard.join(shards)
     if weight.vocab:
         whole = whole[: shape.vocab]

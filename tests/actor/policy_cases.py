@@ -148,18 +148,24 @@ def two_ranks(rank: int, ports: list[int], model_dir: str, directories: list[Pat
         "vpp": resume(rank, next(free), model_dir, first, {"pp": 2, "vpp": 2}, same_layout=False),
         "dp": resume(rank, next(free), model_dir, first, dp, same_layout=False, save_to=second),
         "dp, then tp": resume(rank, next(free), model_dir, second, tp, same_layout=False),
+        "cp": resume(rank, next(free), model_dir, first, {"cp": 2}, same_layout=False),
         "parameters": parameters_alone(rank, next(free), model_dir, first, {"pp": 2}),
     }
 
 
-def with_experts(rank: int, ports: list[int], model_dir: str, directory: Path) -> dict[str, Any]:
-    free = iter(ports)
-    tp = {"tp": 2, "sequence_parallel": True}
+def with_experts(rank: int, ports: list[int], model_dir: str, directories: list[Path]) -> dict[str, Any]:
+    """``directories`` exist and are empty: for the checkpoints of a PP=2 and of an EP=2 policy."""
+    free, (first, second) = iter(ports), directories
+    tp, ep = {"tp": 2, "sequence_parallel": True}, {"dp": 2, "ep": 2}
     return {
-        "uninterrupted": train_and_save(rank, next(free), model_dir, directory, {"pp": 2}),
-        "pp": resume(rank, next(free), model_dir, directory, {"pp": 2}, same_layout=True),
-        "dp": resume(rank, next(free), model_dir, directory, {"dp": 2}, same_layout=False),
-        "tp": resume(rank, next(free), model_dir, directory, tp, same_layout=False),
+        "uninterrupted": train_and_save(rank, next(free), model_dir, first, {"pp": 2}),
+        "pp": resume(rank, next(free), model_dir, first, {"pp": 2}, same_layout=True),
+        "dp": resume(rank, next(free), model_dir, first, {"dp": 2}, same_layout=False),
+        "tp": resume(rank, next(free), model_dir, first, tp, same_layout=False),
+        "ep": resume(rank, next(free), model_dir, first, ep, same_layout=False, save_to=second),
+        "ep, then ep": resume(rank, next(free), model_dir, second, ep, same_layout=True),
+        "ep, then tp": resume(rank, next(free), model_dir, second, tp | {"ep": 2, "etp": 1}, same_layout=False),
+        "ep, then pp": resume(rank, next(free), model_dir, second, {"pp": 2}, same_layout=False),
     }
 
 

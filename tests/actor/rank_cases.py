@@ -14,11 +14,13 @@ from megatron_cgrpo.actor.forward import run_microbatches
 from megatron_cgrpo.actor.microbatches import Layout, build_microbatches
 from megatron_cgrpo.actor.model import build_chunks
 from megatron_cgrpo.actor.model_weights import WeightExport, load_weights, named_parameters
-from megatron_cgrpo.actor.optimizer import wrap_for_training
+from megatron_cgrpo.actor.optimizer import buffer_config, wrap_for_training
 from megatron_cgrpo.actor.parallel import Endpoint, ParallelState
+from megatron_cgrpo.actor.router_losses import RouterLosses
 from megatron_cgrpo.algorithm.spec import LossSpec
 from megatron_cgrpo.config.model import ModelConfig
 from megatron_cgrpo.config.model_shape import read_model_shape
+from megatron_cgrpo.config.optimizer import OptimizerConfig
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.data.packing import schedule
 from megatron_cgrpo.types import Origin, TrainRow
@@ -35,6 +37,7 @@ class Case:
     packed: bool = True
     micro_batch_tokens: int = 60
     recompute: dict[str, Any] = field(default_factory=dict)
+    moe: dict[str, Any] = field(default_factory=dict)
 
     def config(self) -> ParallelConfig:
         return ParallelConfig(**self.parallel)
@@ -70,13 +73,18 @@ def gradients(rank: int, ports: list[int], model_dir: str, cases: list[Case]) ->
     for number, case in enumerate(cases):
         with _World(case, rank, ports[number]) as world:
             shape = read_model_shape(Path(model_dir))
-            chunks = build_chunks(shape, ModelConfig(logprob_chunk=16, recompute=case.recompute), case.config(), world)
+            model = ModelConfig(logprob_chunk=16, recompute=case.recompute, moe=case.moe)
+            chunks = build_chunks(shape, model, case.config(), world)
             load_weights(chunks, shape, HFCheckpoint(Path(model_dir)).read, world)
-            wrapped = wrap_for_training(chunks, distributed=False, overlap=case.config().overlap.gradients)
+            buffers = buffer_config(OptimizerConfig(distributed=False), case.config().overlap, model)
+            wrapped = wrap_for_training(chunks, buffers)
             for chunk in wrapped:
                 chunk.train()
                 chunk.zero_grad_buffer()
-            reports = run_microbatches(wrapped, _batches(case, world), objectives.policy_gradient(SPEC), train=True)
+            batches, losses = _batches(case, world), RouterLosses(wrapped, model.moe)
+            losses.begin(batches)
+            reports = run_microbatches(wrapped, batches, objectives.policy_gradient(SPEC), train=True)
+            router = losses.end()
             loss = sum(report.sums["loss.total"] for report in reports) if world.is_last_stage else torch.zeros(())
             loss = torch.as_tensor(loss, dtype=torch.float64)
             dist.all_reduce(loss, group=world.dp_group)
@@ -87,7 +95,7 @@ def gradients(rank: int, ports: list[int], model_dir: str, cases: list[Case]) ->
                     weights[name], oracle.__getitem__, shape, *world.tensor_shard(weights[name].expert is not None)
                 )
                 errors[name] = ((parameter.main_grad - expected).norm() / expected.norm()).item()
-            results.append({"errors": errors, "loss": loss.item() if world.is_last_stage else None})
+            results.append({"errors": errors, "loss": loss.item() if world.is_last_stage else None, "router": router})
     return results
 
 
@@ -163,7 +171,7 @@ def _forward_logits(chunks: list[Any], case: Case, world: ParallelState) -> torc
     [shard] = reports
     shards = [torch.empty_like(shard) for _ in range(world.tp_size)]
     dist.all_gather(shards, shard.contiguous(), group=world.tp_group)
-    return torch.cat(shards, dim=-1)[0] if world.tp_rank == 0 else None
+    return torch.cat(shards, dim=-1)[0] if world.tp_rank == 0 and world.dp_rank == 0 else None
 
 
 def _batches(case: Case, world: ParallelState) -> list[Any]:

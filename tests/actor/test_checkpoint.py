@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from megatron.core.optimizer import MegatronOptimizer
 from models import save_hf_model
 from policy_cases import Trained, one_rank, two_ranks
 from ranks import run_ranks
 
 from megatron_cgrpo.actor.checkpoint import load_model
+from megatron_cgrpo.actor.optimizer_state import for_optimizers
 from megatron_cgrpo.config.errors import ConfigError
 
 # 61 rows of vocabulary: two tensor-parallel ranks pad them to 62, the other layouts do not.
-RESUMED = ["tp", "tp, as if moved", "pp", "vpp", "dp", "dp, then tp", "one rank"]
+RESUMED = ["tp", "tp, as if moved", "pp", "vpp", "dp", "dp, then tp", "cp", "one rank"]
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,14 @@ def test_the_reference_stays_while_the_policy_moves(ranks: list[dict[str, Any]])
 def test_a_gradient_that_is_not_a_number_is_an_error(ranks: list[dict[str, Any]]) -> None:
     assert "gradient norm nan" in ranks[0]["not finite"]
     assert "lower optimizer.lr" in ranks[0]["not finite"]
+
+
+def test_optimisers_that_number_their_parameters_are_not_taken_apart() -> None:
+    """Experts in an optimiser of their own, saved; one optimiser for all, that is to go on."""
+    now = SimpleNamespace(chained_optimizers=[object()])
+    saved = {0: {"optimizer": {}}, 1: {"optimizer": {}}}
+    with pytest.raises(ConfigError, match="optimizer.distributed=false: .* with expert parallelism.* set parallel.ep"):
+        for_optimizers(saved, cast(MegatronOptimizer, now))
 
 
 class _Payload:

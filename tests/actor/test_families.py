@@ -16,6 +16,10 @@ from ranks import run_ranks
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 
 SEQUENCE_PARALLEL = Case({"tp": 2, "sequence_parallel": True}, micro_batch_tokens=33)
+EXPERT_PARALLEL = [
+    Case({"dp": 2, "ep": 2}, micro_batch_tokens=33),
+    Case({"tp": 2, "sequence_parallel": True, "ep": 2, "etp": 1}, micro_batch_tokens=33),
+]
 TOKENS = torch.randint(0, 61, (1, 400), generator=torch.Generator().manual_seed(3))
 
 
@@ -77,6 +81,8 @@ def test_the_models_above_have_what_distinguishes_their_families(model_dirs: dic
             [Case({"pp": 2}), SEQUENCE_PARALLEL],
             ["llama3", "llama2_untied", "mistral", "mixtral", "qwen3_moe", "qwen3_moe_untied"],
         ),
+        (2, EXPERT_PARALLEL, ["mixtral", "qwen3_moe_untied"]),
+        (4, [Case({"pp": 2, "dp": 2, "ep": 2})], ["qwen3_moe"]),
     ],
 )
 def test_packed_logits_and_the_export_do_not_depend_on_the_layout(
@@ -102,6 +108,7 @@ def test_packed_logits_and_the_export_do_not_depend_on_the_layout(
     [
         ("qwen3_moe", 1, [Case(), Case(recompute={"granularity": "full"}), Case(packed=False)]),
         ("qwen3_moe", 2, [Case({"pp": 2}, micro_batch_tokens=33), Case({"dp": 2}), SEQUENCE_PARALLEL]),
+        ("qwen3_moe", 2, [*EXPERT_PARALLEL, Case({"cp": 2, "ep": 2}, packed=False)]),
         ("qwen3_moe_unnormalized", 2, [SEQUENCE_PARALLEL, Case({"pp": 2, "vpp": 2})]),
     ],
 )
@@ -112,9 +119,12 @@ def test_gradients_of_experts_and_router(
 
 
 def test_a_model_with_experts_resumes_in_any_layout(model_dirs: dict[str, Path], tmp_path: Path) -> None:
-    found, _ = run_ranks(with_experts, 2, str(model_dirs["qwen3_moe_untied"]), tmp_path)
+    directories = [tmp_path / "first", tmp_path / "second"]
+    for directory in directories:
+        directory.mkdir()
+    found, _ = run_ranks(with_experts, 2, str(model_dirs["qwen3_moe_untied"]), directories)
     expected = found["uninterrupted"]
-    for layout in ("pp", "dp", "tp"):
+    for layout in ("pp", "dp", "tp", "ep", "ep, then ep", "ep, then tp", "ep, then pp"):
         for key, tensor in expected.loaded.items():
             assert torch.equal(tensor, found[layout].loaded[key]), (layout, key)
             step = expected.updated[key] - tensor

@@ -21,7 +21,9 @@ TWO_RANKS = [
     ({"pp": 2, "vpp": 2}, False),
     ({"dp": 2}, True),
     ({"dp": 2}, False),
+    ({"cp": 2}, True),
 ]
+EXPERT_PARALLEL = [({"dp": 2, "ep": 2}, True), ({"dp": 2, "ep": 2}, False)]
 
 
 def expected(directory: Path) -> dict[str, float]:
@@ -41,7 +43,7 @@ def expected(directory: Path) -> dict[str, float]:
         (1, ONE_RANK, "qwen3", True),
         (2, TWO_RANKS, "qwen3", True),
         (2, [({"pp": 2}, True)], "qwen3", False),
-        (2, [({"tp": 2, "sequence_parallel": True}, True), ({"dp": 2}, True)], "qwen3_moe", False),
+        (2, [({"tp": 2, "sequence_parallel": True}, True), ({"dp": 2}, True), *EXPERT_PARALLEL], "qwen3_moe", False),
     ],
 )
 def test_norms_are_those_of_transformers_in_every_layout_and_change_nothing(

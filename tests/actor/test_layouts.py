@@ -18,6 +18,9 @@ ONE_RANK = [
     Case(packed=False),
     Case(micro_batch_tokens=500),
     Case(recompute={"granularity": "full"}),
+    Case(recompute={"granularity": "full", "method": "block", "layers": 2}),
+    Case(recompute={"granularity": "selective"}),
+    Case(recompute={"granularity": "selective", "modules": ["mlp", "layernorm"]}, packed=False),
 ]
 TWO_RANKS = [
     Case({"tp": 2}),

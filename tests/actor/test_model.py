@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.enums import Fp8Recipe
 from megatron.core.models.common.embeddings import rope_utils
+from megatron.core.transformer.moe import moe_utils
 
 from megatron_cgrpo.actor import model, model_weights
-from megatron_cgrpo.actor.model import check_precision, transformer_config, uses_transformer_engine
-from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.actor.model import transformer_config, uses_transformer_engine
 from megatron_cgrpo.config.model import ModelConfig
 from megatron_cgrpo.config.model_shape import QWEN2, QWEN3, QWEN3_MOE, Experts, ModelShape
 from megatron_cgrpo.config.parallel import ParallelConfig
@@ -95,10 +96,66 @@ def test_dtype(name: str, dtype: torch.dtype) -> None:
     assert not config.fp16
 
 
-def test_recompute_is_of_whole_layers_or_off() -> None:
-    on, off = told(False, recompute={"granularity": "full"}), told(False)
-    assert (on.recompute_granularity, on.recompute_method, on.recompute_num_layers) == ("full", "uniform", 1)
-    assert off.recompute_granularity is None
+def test_nothing_is_recomputed_by_default() -> None:
+    assert told(False).recompute_granularity is None
+
+
+@pytest.mark.parametrize(
+    ("recompute", "expected"),
+    [
+        ({"granularity": "full", "method": "block", "layers": 3}, ("full", "block", 3, ["core_attn"])),
+        ({"granularity": "selective"}, ("selective", None, None, ["core_attn"])),
+        (
+            {"granularity": "selective", "modules": ["mlp", "layernorm"]},
+            ("selective", None, None, ["mlp", "layernorm"]),
+        ),
+    ],
+)
+def test_recompute(recompute: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    config = told(False, recompute=recompute)
+    assert (
+        config.recompute_granularity,
+        config.recompute_method,
+        config.recompute_num_layers,
+        config.recompute_modules,
+    ) == expected
+
+
+def test_fp8_and_its_options_reach_megatron() -> None:
+    off = told(True, implementation="local")
+    assert off.fp8 is None and not off.fp8_param and not off.first_last_layers_bf16
+    fp8 = {"recipe": "blockwise", "format": "e4m3", "first_layers_bf16": 1, "last_layers_bf16": 2, "parameters": True}
+    on = told(True, implementation="local", dtype="bfloat16", fp8=fp8)
+    assert (on.fp8, on.fp8_recipe, on.fp8_param) == ("e4m3", Fp8Recipe.blockwise, True)
+    assert on.first_last_layers_bf16
+    assert (on.num_layers_at_start_in_bf16, on.num_layers_at_end_in_bf16) == (1, 2)
+    delayed = told(True, implementation="local", dtype="bfloat16", fp8={"recipe": "delayed", "amax_history": 16})
+    assert (delayed.fp8, delayed.fp8_recipe, delayed.fp8_param) == ("hybrid", Fp8Recipe.delayed, False)
+    assert (delayed.fp8_amax_history_len, delayed.fp8_amax_compute_algo) == (16, "max")
+    assert not delayed.first_last_layers_bf16
+    for name in ("tensorwise", "mxfp8"):
+        config = told(True, implementation="local", dtype="bfloat16", fp8={"recipe": name})
+        assert config.fp8_recipe == getattr(Fp8Recipe, name)
+        assert config.fp8 == "hybrid"
+
+
+def test_fusions_can_be_switched_off() -> None:
+    assert differences(True, implementation="local", fusions=False) == {
+        "use_cpu_initialization": False,
+        "batch_p2p_comm": True,
+    }
+
+
+def test_layouts_and_what_they_overlap_reach_megatron() -> None:
+    plain = told(True, implementation="local")
+    assert (plain.context_parallel_size, plain.overlap_p2p_comm, plain.tp_comm_overlap) == (1, False, False)
+    staged = told(True, implementation="local", parallel={"pp": 2, "vpp": 2, "overlap": {"pipeline": True}})
+    assert staged.overlap_p2p_comm and not staged.batch_p2p_comm, "Megatron refuses both"
+    split = {"tp": 2, "cp": 2, "sequence_parallel": True, "overlap": {"tensor": True}}
+    buffered = told(True, implementation="local", parallel=split)
+    assert buffered.tp_comm_overlap and buffered.tp_comm_bootstrap_backend == "nccl"
+    assert not buffered.variable_seq_lengths, "user buffers have one length"
+    assert buffered.context_parallel_size == 2
 
 
 def test_the_architecture() -> None:
@@ -125,8 +182,41 @@ def test_experts_are_routed_as_transformers_does_it(monkeypatch: pytest.MonkeyPa
     assert (scaled.moe_token_dispatcher_type, scaled.moe_router_dtype) == ("alltoall", "fp32")
     assert not scaled.moe_router_pre_softmax and not scaled.moe_grouped_gemm
     assert told_of(Experts(count=6, per_token=2, ffn=20, normalize=False)).moe_router_pre_softmax
+    assert not scaled.moe_permute_fusion
+
+
+def test_experts_are_grouped_and_permuted_by_transformer_engine_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert told_of(Experts(count=6, per_token=2, ffn=20)).moe_grouped_gemm, "with Transformer Engine"
+    sort = "sort_chunks_by_index"
+    for name in ("permute", "permute_with_probs", sort, f"{sort}_with_probs", "unpermute"):
+        # Megatron looks for Transformer Engine's.
+        monkeypatch.setattr(moe_utils, f"fused_{name}", lambda: None, raising=False)
+    monkeypatch.setattr(rope_utils, "fused_apply_rotary_pos_emb", lambda: None)
+    routed = dataclasses.replace(shape(), architecture=QWEN3_MOE, experts=Experts(count=6, per_token=2, ffn=20))
+
+    def told_of(moe: dict[str, Any], fusions: bool = True) -> Any:
+        config = ModelConfig(moe=moe, fusions=fusions)
+        return transformer_config(routed, config, ParallelConfig(ep=2, dp=2, etp=1), cuda=True)
+
+    by_default, without = told_of({}), told_of({"grouped_gemm": False, "permute_fusion": False})
+    assert by_default.moe_grouped_gemm and by_default.moe_permute_fusion
+    assert not without.moe_grouped_gemm and not without.moe_permute_fusion
+    assert not told_of({}, fusions=False).moe_permute_fusion
+    assert told_of({"permute_fusion": True}, fusions=False).moe_permute_fusion
+    assert (by_default.expert_model_parallel_size, by_default.expert_tensor_parallel_size) == (2, 1)
+
+
+def test_options_of_experts_reach_megatron() -> None:
+    routed = dataclasses.replace(shape(), architecture=QWEN3_MOE, experts=Experts(count=6, per_token=2, ffn=20))
+    moe = {"dispatcher": "allgather", "router_dtype": "fp64", "aux_loss": 0.01, "z_loss": 0.001}
+    told_of = transformer_config(routed, ModelConfig(moe=moe), ParallelConfig(), cuda=False)
+    assert (told_of.moe_token_dispatcher_type, told_of.moe_router_dtype) == ("allgather", "fp64")
+    assert not told_of.variable_seq_lengths, "micro-batches have one length then"
+    assert told_of.moe_router_load_balancing_type == "aux_loss"
+    # Megatron's own scale would be that of a loss that is divided by tokens later: see RouterLosses.
+    assert (told_of.moe_aux_loss_coeff, told_of.moe_z_loss_coeff) == (0.0, None)
 
 
 class _Layers(torch.nn.Module):
@@ -173,12 +263,3 @@ def test_transformer_engine_comes_with_cuda_or_when_asked_for(monkeypatch: pytes
         assert uses_transformer_engine(ModelConfig()) is cuda
         assert uses_transformer_engine(ModelConfig(implementation="transformer_engine"))
         assert not uses_transformer_engine(ModelConfig(implementation="local"))
-
-
-def test_precisions_that_would_fail_in_training_are_refused() -> None:
-    check_precision(ModelConfig(), packed=True, cuda=False)
-    with pytest.raises(ConfigError, match="implementation=transformer_engine: needs CUDA"):
-        check_precision(ModelConfig(implementation="transformer_engine"), packed=True, cuda=False)
-    with pytest.raises(ConfigError, match="dtype=float32"):
-        check_precision(ModelConfig(implementation="transformer_engine"), packed=True, cuda=True)
-    check_precision(ModelConfig(implementation="transformer_engine", dtype="bfloat16"), packed=True, cuda=True)

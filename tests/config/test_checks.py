@@ -142,7 +142,7 @@ def test_experts_are_split_by_their_own_width_and_with_the_sequences() -> None:
     (problem,) = problems(sandbox("parallel.tp=2"), model)
     assert problem.startswith("parallel.tp=2: a model with experts") and "sequence_parallel=true" in problem
     (problem,) = problems(sandbox(*tensor_parallel), replace(model, experts=replace(experts, ffn=47)))
-    assert problem.startswith("parallel.tp=2: does not divide the model's feed-forward size 47")
+    assert problem.startswith("parallel.tp=2: does not divide the experts' feed-forward size 47")
 
 
 def test_more_ranks_than_key_value_heads_share_them() -> None:

@@ -62,12 +62,13 @@ def check(trace: dict[str, Any]) -> None:
 
 @given(SPANS)
 def test_any_timeline_is_a_valid_trace_and_comes_back(spans: list[Span]) -> None:
-    timeline = Timeline(spans, START, END, dropped=7)
+    timeline = Timeline(spans, START, END, dropped=7, announced=frozenset({"engine 0", "engine 7"}))
     for aids in (False, True):
         trace = to_chrome(timeline, aids=aids)
         check(trace)
         back = from_chrome(trace)
-        assert (back.start, back.end, back.dropped) == (START, END, 7)
+        assert (back.start, back.end, back.dropped, back.announced) == (START, END, 7, timeline.announced)
+        assert list(back.tracks) == list(timeline.tracks)
         assert sorted(back.spans, key=repr) == sorted(spans, key=repr)
 
 

@@ -68,10 +68,22 @@ def test_an_empty_interval_has_no_shares() -> None:
 
 def test_merged_steps_have_what_crossed_their_border_once_and_whole() -> None:
     whole = Span("engine 0", "generate", 5, 25, {"prompt": "p"})
-    first = Timeline([Span("engine 0", "generate", 5, 10, {"prompt": "p", "open": True})], 0, 10, dropped=1)
-    second = Timeline([whole, Span("engine 0", "refine", 18, 20, {"open": True})], 10, 20, dropped=2)
+    first = Timeline(
+        [Span("engine 0", "generate", 5, 10, {"prompt": "p", "open": True})],
+        0,
+        10,
+        dropped=1,
+        announced=frozenset({"engine 0"}),
+    )
+    second = Timeline(
+        [whole, Span("engine 0", "refine", 18, 20, {"open": True})],
+        10,
+        20,
+        dropped=2,
+        announced=frozenset({"engine 0", "engine 1"}),
+    )
     both = merge([first, second])
-    assert both == Timeline([whole, second.spans[1]], 0, 20, dropped=3)
+    assert both == Timeline([whole, second.spans[1]], 0, 20, dropped=3, announced=frozenset({"engine 0", "engine 1"}))
     with pytest.raises(ValueError, match="no timelines"):
         merge([])
 

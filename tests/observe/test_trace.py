@@ -85,6 +85,22 @@ def test_what_is_open_at_a_flush_is_in_both_steps(tmp_path: Path) -> None:
     assert list(second.tracks) == ["engine 0"]
 
 
+def test_who_was_announced_has_a_row_in_every_step_busy_or_not(tmp_path: Path) -> None:
+    tracer = Tracer(tmp_path, last_step=0)
+    tracer.announce("engine 1")
+    with tracer.span("engine 0", "generate"):
+        pass
+    tracer.flush(1)
+    tracer.flush(2)
+    first, second = (read_timeline(path) for path in step_files(tmp_path).values())
+    assert {track: len(spans) for track, spans in first.tracks.items()} == {"engine 0": 1, "engine 1": 0}
+    assert second.tracks == {"engine 1": []}
+    events = to_chrome(second, aids=True)["traceEvents"]
+    assert [event["dur"] for event in events if event["name"] == "idle" and event["ph"] == "X"] == [
+        second.end - second.start
+    ]
+
+
 def test_a_resumed_run_forgets_the_steps_after_its_checkpoint(tmp_path: Path) -> None:
     tracer = Tracer(tmp_path, last_step=0)
     for step in (0, 1, 2, 10):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
+from meta_models import rank_of
 
 from megatron_cgrpo.actor.model import build_chunks, forward_microbatch
 from megatron_cgrpo.config.model import ModelConfig
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.data.microbatch import MicroBatch
-from tests.plan.meta_models import rank_of
 
 
 def saved_bytes(shape: ModelShape, parallel: ParallelConfig, model: ModelConfig, tokens: int) -> int:

@@ -190,13 +190,16 @@ def test_idleness_is_added_up_over_the_engines() -> None:
 def test_the_timeline_has_a_span_a_request_on_its_engines_track(tmp_path: Path) -> None:
     async def run() -> None:
         tracer = Tracer(tmp_path, 0)
-        pool = EnginePool([ScriptedEngine(EngineDied("x")), ScriptedEngine()], 60, 60, tracer=tracer)
+        engines = [ScriptedEngine(EngineDied("x")), ScriptedEngine(), ScriptedEngine()]
+        pool = EnginePool(engines, 60, 60, tracer=tracer)
         await pool.generate(GenerateRequest([1], 1, 5, 8, key=RequestKey(3, "p", "refine", 2)))
         tracer.flush(3)
 
     asyncio.run(run())
     [path] = tmp_path.glob("*.json.gz")
-    spans = {span.track: span for span in from_chrome(json.loads(gzip.decompress(path.read_bytes()))).spans}
+    timeline = from_chrome(json.loads(gzip.decompress(path.read_bytes())))
+    spans = {span.track: span for span in timeline.spans}
+    assert list(timeline.tracks) == ["engine 0", "engine 1", "engine 2"]  # the last had nothing to do
     assert spans["engine 0"].args["failed"] == "EngineDied"
     assert spans["engine 1"].name == "refine"
     assert spans["engine 1"].args == {"step": 3, "prompt": "p", "index": 2, "tokens": 1}

@@ -112,6 +112,7 @@ def test_resuming_without_a_checkpoint_starts_over(tmp_path: Path) -> None:
         {"checkpoint": {"every": 1}},
         {"rollout": {"engines": 2, "kv_cache_mib": 64, "progress_timeout_s": 1.0}},
         {"model": {"recompute": {"granularity": "full"}, "logprob_chunk": 8}},
+        {"model": {"fusions": False, "moe": {"dispatcher": "allgather"}}, "optimizer": {"implementation": "torch"}},
         {"evaluation": {"every": 3}},
         {"sync": {"backend": "file"}},
         {"warm_start": {"dp": 1, "cache_dir": "elsewhere"}},
@@ -130,6 +131,14 @@ def test_how_it_runs_may_change(interrupted: Path, changed: dict[str, Any]) -> N
         ({"seed": 1}, ["seed=1: the run was started with 0"]),
         ({"optimizer": {"lr": 0.5}}, ["optimizer.lr=0.5: the run was started with 1e-06"]),
         ({"model": {"dtype": "bfloat16", "recompute": {"granularity": "full"}}}, ["model.dtype=bfloat16"]),
+        (
+            {"model": {"fp8": {"recipe": "blockwise"}, "moe": {"aux_loss": 0.01, "permute_fusion": False}}},
+            [
+                "model.fp8.recipe=blockwise: the run was started with none",
+                "model.moe.aux_loss=0.01: the run was started with 0.0",
+            ],
+        ),
+        ({"optimizer": {"precision_aware": True, "offload": 0.5}}, ["optimizer.offload", "optimizer.precision_aware"]),
         ({"train": {"prompts_per_step": 4, "steps": 7}}, ["train.prompts_per_step=4: the run was started with 128"]),
         ({"rollout": {"temperature": 0.5, "engines": 2}}, ["rollout.temperature=0.5"]),
         (

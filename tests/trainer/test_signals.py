@@ -10,7 +10,7 @@ import pytest
 
 from megatron_cgrpo.trainer.signals import StopRequested, StopSignal
 
-NUMBERS = [signal.SIGINT, signal.SIGTERM]
+NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 
 
 def send(number: int) -> None:

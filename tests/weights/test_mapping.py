@@ -21,7 +21,7 @@ from megatron_cgrpo.config.model_shape import (
 )
 from megatron_cgrpo.weights.families import model_weights
 from megatron_cgrpo.weights.hf_shapes import hf_shapes
-from megatron_cgrpo.weights.mapping import hf_tensors, local_shard
+from megatron_cgrpo.weights.mapping import hf_tensors, local_shard, shard_shape
 from megatron_cgrpo.weights.ops import InterleaveQKV, Same, Stack
 from megatron_cgrpo.weights.random_init import RandomWeights
 from megatron_cgrpo.weights.shards import GATED_COLUMN, ROW
@@ -176,6 +176,17 @@ def test_vocabulary_is_padded_with_zero_rows_and_cut_again() -> None:
     assert shards[3][7:].eq(0).all()
     [(name, tensor)] = hf_tensors(embedding, shards, SHAPE)
     assert name == "model.embed_tokens.weight" and torch.equal(tensor, source)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_shards_have_the_shape_that_is_known_without_them_and_joining_needs_so_many(architecture: str) -> None:
+    shape = of(architecture)
+    read = RandomWeights(shape, 1).read
+    for weight in model_weights(shape):
+        shards = [local_shard(weight, read, shape, rank, 2) for rank in range(2)]
+        assert {tuple(shard.shape) for shard in shards} == {shard_shape(weight, shape, 2)}, weight.megatron
+        joined = dict(hf_tensors(weight, shards[: weight.shard.parts(2)], shape))
+        assert all(torch.equal(joined[name], read(name)) for name in weight.hf), weight.megatron
 
 
 def test_an_impossible_split_says_so() -> None:

@@ -1,0 +1,140 @@
+"""Refuses, before anything starts, what this machine's devices and libraries cannot compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+from megatron_cgrpo.actor.model import uses_transformer_engine
+from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.model import ModelConfig
+from megatron_cgrpo.config.optimizer import OptimizerConfig
+from megatron_cgrpo.config.parallel import ParallelConfig
+
+_CAPABILITIES = {
+    "delayed": ((8, 9), (13, 0)),
+    "tensorwise": ((8, 9), (13, 0)),
+    "blockwise": ((9, 0), (13, 0)),
+    "mxfp8": ((10, 0), (12, 0)),
+}
+"""Compute capabilities, the second excluded, that Transformer Engine has a recipe's products for: Ada, Hopper,
+Blackwell. Of those from 12.0 on it lacks some of MXFP8."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """``capability`` is the compute capability of its GPUs; None without CUDA."""
+
+    capability: tuple[int, int] | None
+    transformer_engine: bool
+    apex: bool
+
+    @classmethod
+    def here(cls) -> Machine:
+        capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+        return cls(capability, find_spec("transformer_engine") is not None, has_apex())
+
+    @property
+    def cuda(self) -> bool:
+        return self.capability is not None
+
+
+def has_apex() -> bool:
+    """Whether NVIDIA's apex can be imported: with its compiled kernels, which PyPI's package of that name is not."""
+    return find_spec("apex") is not None and find_spec("amp_C") is not None
+
+
+def check_machine(
+    model: ModelConfig, parallel: ParallelConfig, optimizer: OptimizerConfig, packed: bool, machine: Machine
+) -> None:
+    """Raises ConfigError for what would fail only once training has begun."""
+    problems = [*_implementation(model, packed, machine), *_fp8(model, machine)]
+    problems += [*_cuda_only(model, parallel, optimizer, machine), *_adam(optimizer, machine)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _implementation(model: ModelConfig, packed: bool, machine: Machine) -> Iterator[str]:
+    if model.implementation == "transformer_engine" and not machine.cuda:
+        yield "model.implementation=transformer_engine: needs CUDA: set model.implementation=auto"
+    elif uses_transformer_engine(model) and not machine.transformer_engine:
+        yield (
+            f"model.implementation={model.implementation}: Transformer Engine is not installed: install the gpu extra, "
+            "or set model.implementation=local"
+        )
+    if uses_transformer_engine(model) and packed and model.dtype == "float32":
+        yield (
+            "model.dtype=float32: Transformer Engine has no float32 attention for packed sequences: set "
+            "model.dtype=bfloat16, or train.packed=false"
+        )
+
+
+def _fp8(model: ModelConfig, machine: Machine) -> Iterator[str]:
+    if not model.fp8.enabled:
+        return
+    field = f"model.fp8.recipe={model.fp8.recipe}"
+    if machine.capability is None:
+        yield f"{field}: FP8 products exist on GPUs only: set model.fp8.recipe=none"
+        return
+    lowest, beyond = _CAPABILITIES[model.fp8.recipe]
+    if not lowest <= machine.capability < beyond:
+        major, minor = machine.capability
+        yield (
+            f"{field}: needs GPUs of compute capability {lowest[0]}.{lowest[1]} or more and less than {beyond[0]}.0, "
+            f"these have {major}.{minor}: choose another recipe"
+        )
+
+
+def _cuda_only(
+    model: ModelConfig, parallel: ParallelConfig, optimizer: OptimizerConfig, machine: Machine
+) -> Iterator[str]:
+    if machine.cuda:
+        return
+    if optimizer.offload:
+        yield (
+            f"optimizer.offload={optimizer.offload}: moves states from GPUs to host memory, where they are already: "
+            "set optimizer.offload=0"
+        )
+    if parallel.overlap.tensor:
+        yield "parallel.overlap.tensor=true: user buffers are memory of GPUs: set parallel.overlap.tensor=false"
+    if not _gathers_evenly(parallel):
+        yield (
+            f"parallel.etp={parallel.etp or 'null'}: {parallel.expert_tp} ranks share an expert's matrices and gather "
+            "what was sent to each, uneven numbers of tokens, which gloo cannot: set parallel.etp=1"
+        )
+    for name in ("grouped_gemm", "permute_fusion"):
+        if getattr(model.moe, name):
+            yield f"model.moe.{name}=true: is a kernel of Transformer Engine's, for GPUs: set model.moe.{name}=null"
+    if model.recompute.granularity == "selective" and "moe_act" in model.recompute.modules:
+        yield (
+            "model.recompute.modules=moe_act: is the activation between grouped products, which GPUs have: recompute "
+            "moe instead"
+        )
+
+
+def _gathers_evenly(parallel: ParallelConfig) -> bool:
+    """Whether the ranks that share an expert's matrices get as many tokens each: those of one replica, all experts."""
+    alone = parallel.ep == 1 and parallel.tp * parallel.cp % parallel.expert_tp == 0
+    return parallel.expert_tp == 1 or alone
+
+
+def _adam(optimizer: OptimizerConfig, machine: Machine) -> Iterator[str]:
+    choice = optimizer.implementation
+    if choice == "transformer_engine" and not (machine.cuda and machine.transformer_engine):
+        yield (
+            "optimizer.implementation=transformer_engine: needs CUDA and an installed Transformer Engine: set "
+            "optimizer.implementation=auto"
+        )
+    if choice == "apex" and not (machine.cuda and machine.apex):
+        yield (
+            "optimizer.implementation=apex: needs CUDA and NVIDIA's apex built with its kernels (amp_C), which PyPI's "
+            "package apex is not: set optimizer.implementation=auto"
+        )
+    if optimizer.precision_aware and not (machine.cuda and machine.transformer_engine):
+        yield (
+            "optimizer.precision_aware=true: is Transformer Engine's fused AdamW, which needs CUDA: set "
+            "optimizer.precision_aware=false"
+        )

@@ -1,0 +1,145 @@
+"""What `mcgrpo launch slurm --dry-run` prints, and what it refuses before anything is submitted."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from megatron_cgrpo.cli import app
+from megatron_cgrpo.config import ConfigError, load_recipe
+from megatron_cgrpo.launch.slurm import slurm_time
+
+SANDBOX = Path(__file__).parents[3] / "examples/sandbox.yaml"
+LAYOUTS = {
+    "plain": [],
+    "array": ["--array-seeds=1,2", "--array=seed=3 'task.train=a b.jsonl'", "task.kind=misconceptions"],
+    "engines apart": ["slurm.engines.nodes=1", "slurm.gpus_per_node=8", "slurm.engines.gpus_per_node=8"],
+    "interface": ["slurm.interface=ib0", "slurm.venv=null"],
+    "pyxis": ["slurm.container.image=registry/x:1", "slurm.container.mounts=[/data:/data]"],
+    "apptainer": ["slurm.container.image=x y.sif", "slurm.container.runtime=apptainer", "slurm.gpus_per_node=8"],
+    "words": ["slurm.prologue=[module load cuda]", "slurm.environment=[NCCL_IB_HCA=mlx5_0 mlx5_1]", "run.dir=a'b"],
+}
+
+
+def launch(*arguments: str) -> str:
+    """Standard output."""
+    done = CliRunner().invoke(app, ["launch", "slurm", str(SANDBOX), *arguments], env={"COLUMNS": "1000"})
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def refusal(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["launch", "slurm", str(SANDBOX), *arguments], env={"COLUMNS": "1000"})
+    assert done.exit_code == 2, done.output
+    return done.output
+
+
+def options(script: str) -> list[str]:
+    return [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_script_is_sound(layout: str, tmp_path: Path) -> None:
+    arguments = [each for each in LAYOUTS[layout] if "b.jsonl" not in each]
+    script = tmp_path / "job.sbatch"
+    script.write_text(launch("--nodes=2", "--dry-run", *arguments))
+    checker = ["shellcheck"] if shutil.which("shellcheck") else ["bash", "-n"]
+    checked = subprocess.run([*checker, str(script)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    lines = script.read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    assert lines[first] == "set -euo pipefail", "Slurm reads options up to the first command"
+
+
+def test_the_section_becomes_options_of_sbatch() -> None:
+    asked = ["account=lab", "qos=high", "reservation=r1", "partition=main", "constraint=h200", "gpus_per_node=8"]
+    asked += ["cpus_per_node=64", "memory_per_node=900G", "time_limit=2-03:04:05", "warning_s=900", "log_dir=out/logs"]
+    script = launch("--nodes=4", "--dry-run", *(f"slurm.{each}" for each in asked), "slurm.options=[--mail-type=END]")
+    assert options(script) == [
+        *["--job-name=sandbox", "--account=lab", "--qos=high", "--reservation=r1", "--time=2-03:04:05"],
+        *["--signal=B:USR1@900", "--requeue", "--output=out/logs/%j.log", "--open-mode=append", "--mail-type=END"],
+        *["--nodes=4", "--ntasks-per-node=1", "--cpus-per-task=64", "--gpus-per-node=8", "--mem=900G"],
+        *["--partition=main", "--constraint=h200"],
+    ]
+    assert 'export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"' in script and "source .venv/bin/activate" in script
+    assert "limit=3" in script and "waits" in script
+
+
+def test_engines_have_a_part_of_their_own() -> None:
+    apart = ["slurm.engines.nodes=2", "slurm.engines.partition=small", "slurm.engines.gpus_per_node=4"]
+    script = launch("--nodes=6", "--dry-run", *apart, "slurm.gpus_per_node=8", "slurm.requeues=0")
+    trainer, engines = " ".join(options(script)).split(" hetjob ")
+    assert "--nodes=4 " in trainer and "--gpus-per-node=8" in trainer and "--no-requeue" in trainer
+    assert engines.split() == [
+        *["--time=1-00:00:00", "--no-requeue", "--nodes=2", "--ntasks-per-node=1", "--exclusive"],
+        *["--gpus-per-node=4", "--partition=small"],
+    ]
+
+
+def test_an_array_has_a_case_for_each_task() -> None:
+    script = launch("--nodes=1", "--dry-run", "--array-seeds=7", "--array=algorithm.preset=r1_grpo run.dir=runs/g")
+    assert "--array=0-1" in options(script) and "--output=logs/%A_%a.log" in options(script)
+    cases = re.findall(r"overrides\+=\((.*)\)\n    run_dir=(.*)", script)
+    assert cases == [("algorithm.preset=r1_grpo", "runs/g"), ("seed=7", "runs/sandbox/seed_7")]
+
+
+def test_containers_wrap_what_runs_on_the_nodes() -> None:
+    pyxis = launch("--nodes=2", "--dry-run", "slurm.container.image=reg/x:1", "slurm.container.mounts=[/data:/data]")
+    mounts = '--container-mounts="$PWD:$PWD,/tmp:/tmp,/data:/data"'
+    inside = f'--container-image=reg/x:1 {mounts} --container-workdir="$PWD" '
+    assert f'"${{at_node[@]}}" {inside}bash -c' in pyxis
+    assert f'attended "${{head_step[@]}}" {inside}python -m megatron_cgrpo train' in pyxis
+    assert "activate" not in pyxis
+    apptainer = launch("--nodes=2", "--dry-run", "slurm.container.image=x.sif", "slurm.container.runtime=apptainer")
+    assert 'attended apptainer exec --bind "$PWD:$PWD" --bind "/tmp:/tmp" --pwd "$PWD" x.sif python -m' in apptainer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["slurm.cpus_per_node=1"], "--nodes=2: have 2 CPUs by slurm.gpus_per_node .* ask for 4: ask"),
+        (["slurm.engines.nodes=2"], "--nodes=2: slurm.engines.nodes=2 of them are the engines': leave some"),
+        (["slurm.engines.nodes=1", "rollout.placement=colocated"], "engines.nodes=1: rollout.placement=colocated"),
+        (["slurm.time_limit=300"], "slurm.*: .*warning_s=600 is no less than time_limit=300.*raise time_limit"),
+        (["slurm.time_limit=1 day"], "slurm.time_limit: .* give seconds, HH:MM:SS or D-HH:MM:SS"),
+        (["slurm.partition=a b"], "slurm.partition"),
+        (["slurm.environment=[1X=2]"], "slurm.environment"),
+        (["slurm.options=[mail-type=END]"], "'mail-type=END' is no option of sbatch"),
+        (["--array-seeds=1,x"], "--array-seeds=1,x: is no list of whole numbers"),
+        (["--array=seed=1 run.dir=a", "--array=seed=2 run.dir=a"], "--array: run.dir=a is that of several tasks"),
+        (["--array=seed=1 train.stepps=3"], "train.stepps: no such key; the nearest is train.steps"),
+    ],
+)
+def test_what_cannot_run_is_refused(arguments: list[str], complaint: str) -> None:
+    assert re.search(complaint, refusal("--nodes=2", "--dry-run", *arguments))
+
+
+def test_a_run_that_is_there_already_is_not_submitted_again(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    assert "holds an earlier run" in refusal("--nodes=2", f"run.dir={tmp_path}")
+
+
+def test_without_slurm_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", os.fspath(tmp_path))
+    done = CliRunner().invoke(app, ["launch", "slurm", str(SANDBOX), "--nodes=2"], env={"COLUMNS": "1000"})
+    assert done.exit_code == 1 and "sbatch: is not installed here" in done.output
+
+
+def test_times_are_read_as_slurm_and_yaml_write_them(tmp_path: Path) -> None:
+    times = {"24:00:00": 86400, "'24:00:00'": 86400, "00:30:00": 1800, "1-02": None, "7200": 7200}
+    for text, seconds in times.items():
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(f"slurm: {{time_limit: {text}}}")
+        if seconds is None:
+            with pytest.raises(ConfigError, match="slurm.time_limit"):
+                load_recipe(recipe)
+        else:
+            assert load_recipe(recipe).slurm.time_limit == seconds
+    assert slurm_time(93784) == "1-02:03:04"
