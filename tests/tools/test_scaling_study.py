@@ -262,7 +262,8 @@ def test_runs_for_a_cluster_are_job_arrays_by_recipe_and_nodes(tmp_path: Path) -
     cluster = Hardware(gpus=128, cores=64, memory=1 << 40)
     waiting = todo(choose([study], "real", cluster, runs, Plans(tmp_path, None)), 2, Records(tmp_path))
     one, two = array_commands(waiting, runs, gpus_per_node=8)
-    for command, nodes, dp in ((one, 8, 8), (two, 16, 16)):
+    own = load_recipe(QWEN3_32B).parallel.dp  # on 64 GPUs, colocated
+    for command, nodes, dp in ((one, 8, own), (two, 16, 2 * own)):
         words = shlex.split(command.replace("\\\n", ""))
         assert words[:6] == ["mcgrpo", "launch", "slurm", str(QWEN3_32B), "--nodes", str(nodes)]
         recipes = [load_recipe(QWEN3_32B, shlex.split(task)) for task in words[7::2]]

@@ -54,6 +54,7 @@ class Series:
             "machine": self.machine,
             "commits": sorted({record.commit for record in every}),
             "reasons": sorted({record.reason for record in every if record.reason is not None}),
+            "loads": sorted({load for record in every if (load := record.machine.get("load_before")) is not None}),
             "repeats": len(self.records[0]),
             "points": [_point(at, own) for at, own in zip(self.at, self.records, strict=True)],
             "figures": {name: spread.to_json() for name, spread in self.figures().items()},

@@ -55,6 +55,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
 def _about(series: Mapping[str, Any]) -> str:
     where = "of" if series["source"] == "measured" else "planned for"
     lines = [f"{series['repeats']} repetition(s) {where} {series['machine']}, commit {', '.join(series['commits'])}."]
+    if loads := series["loads"]:
+        lines.append(f"Load of the machine before a run: {loads[0]:.1f} to {loads[-1]:.1f}.")
     lines += [f"Planned because {reason}." for reason in series["reasons"]]
     return " ".join(lines)
 
