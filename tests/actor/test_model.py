@@ -220,11 +220,13 @@ def test_options_of_experts_reach_megatron() -> None:
 
 
 class _Layers(torch.nn.Module):
-    """What ``named_parameters`` asks of a model: its parameters' names, and where its layers start."""
+    """What ``named_parameters`` asks of a model: its parameters' names, where its layers start, and which experts."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__()
         self.config, self.vp_stage, self.share_embeddings_and_output_weights = told(False), None, False
+        alone = types.SimpleNamespace(size=lambda: 1, rank=lambda: 0)
+        self.pg_collection = types.SimpleNamespace(ep=alone)
         self._names = names
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
