@@ -24,7 +24,7 @@ def for_optimizers(loaded: dict[Any, Any], optimizer: MegatronOptimizer) -> dict
     Raises ConfigError where the optimisers are others and not distributed ones: these number their parameters.
     """
     members = optimizer.chained_optimizers
-    saved = [loaded[index] for index in (0, 1) if "optimizer" in loaded.get(index, {})] or [loaded]
+    saved = [loaded[index] for index in (0, 1) if _has_settings(loaded.get(index, {}))] or [loaded]
     if not all(isinstance(member, DistributedOptimizer) for member in members):
         if len(saved) == len(members):
             return loaded
@@ -41,6 +41,11 @@ def for_optimizers(loaded: dict[Any, Any], optimizer: MegatronOptimizer) -> dict
         own = {"optimizer": settings["optimizer"] | {"param_groups": groups}, _TENSORS: tensors[_TENSORS]}
         result[index] = settings | own
     return result if len(members) > 1 else result[0]
+
+
+def _has_settings(part: dict[Any, Any]) -> bool:
+    """Beside tensors; torch's own optimisers save both without a level of their own."""
+    return "param_groups" in part.get("optimizer", part)
 
 
 def _as_groups_of(member: DistributedOptimizer, saved: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -109,9 +109,11 @@ def test_a_gradient_that_is_not_a_number_is_an_error(ranks: list[dict[str, Any]]
 def test_optimisers_that_number_their_parameters_are_not_taken_apart() -> None:
     """Experts in an optimiser of their own, saved; one optimiser for all, that is to go on."""
     now = SimpleNamespace(chained_optimizers=[object()])
-    saved = {0: {"optimizer": {}}, 1: {"optimizer": {}}}
+    saved = {0: {"param_groups": []}, 1: {"param_groups": []}}
     with pytest.raises(ConfigError, match="optimizer.distributed=false: .* with expert parallelism.* set parallel.ep"):
         for_optimizers(saved, cast(MegatronOptimizer, now))
+    same = SimpleNamespace(chained_optimizers=[object(), object()])
+    assert for_optimizers(saved, cast(MegatronOptimizer, same)) is saved
 
 
 class _Payload:
