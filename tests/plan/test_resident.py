@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tools"))
 
-from plan_resident import CASES, measured_mib, predicted_mib  # noqa: E402
+from plan_resident import CASES, measured_mib, predicted_mib
 
 NAMED = {case.name: case for case in CASES}
 
