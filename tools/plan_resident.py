@@ -35,7 +35,7 @@ from megatron_cgrpo.plan.workload import Workload, workload
 from megatron_cgrpo.types import TrainRow
 
 ROW = 512
-"""Tokens of a sequence. CPU attention needs room that grows with its square, which no GPU's does."""
+"""Tokens of each packed sequence."""
 
 DENSE = ModelShape(QWEN3, 4, 4, 2, 64, 256, 1024, 8192, 4096)
 ROUTED = ModelShape(QWEN3_MOE, 4, 4, 2, 64, 256, 1024, 8192, 4096, experts=Experts(8, 2, 256))

@@ -66,9 +66,13 @@ def markdown(table: list[Row]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in table:
-        figures = f"{row.published:.3g} | {row.predicted:.3g} | {row.ratio:.2f}"
+        figures = f"{_short(row.published)} | {_short(row.predicted)} | {row.ratio:.2f}"
         lines.append(f"| {row.setup} | {row.unit} | {figures} | {row.source} | {'' if row.within else row.why} |")
     return "\n".join(lines) + "\n"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def predicted(setup: Setup, recipe: Mapping[str, Any]) -> Estimate:

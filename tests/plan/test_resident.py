@@ -24,9 +24,9 @@ def both(name: str) -> tuple[float, float]:
     return predicted_mib(NAMED[name], 0), measured_mib(NAMED[name])[0]
 
 
-@pytest.mark.parametrize("name", ["twice the layers", "twice the tokens", "twice the vocabulary"])
+@pytest.mark.parametrize("name", ["twice the layers", "twice the vocabulary"])
 def test_what_grows_grows_as_predicted(base: tuple[float, float], name: str) -> None:
     """Each adds more than 100 MiB, where a process's own memory moves by a few."""
     predicted, measured = (grown - before for grown, before in zip(both(name), base, strict=True))
     assert predicted > 100
-    assert predicted == pytest.approx(measured, rel=0.25)
+    assert predicted == pytest.approx(measured, rel=0.15)
