@@ -1,6 +1,6 @@
 """Writes examples/*.sbatch, the Slurm job of each recipe, on as many nodes as it fills.
 
-    python tools/render_examples.py
+python tools/render_examples.py
 """
 
 from __future__ import annotations
