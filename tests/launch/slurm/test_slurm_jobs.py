@@ -121,12 +121,10 @@ def test_a_task_of_an_array_is_requeued_alone(cluster: SlurmCluster) -> None:
 
 def test_trainer_and_engines_may_have_nodes_of_their_own(cluster: SlurmCluster) -> None:
     engines = ["slurm.engines.nodes=1", "slurm.engines.cpus_per_node=1"]
-    job = submit(cluster, "heterogeneous", *engines, STEPS=20)
-    warn(cluster, job, "heterogeneous")
+    job = submit(cluster, "heterogeneous", *engines, STEPS=2)
     cluster.wait(lambda: "the run has reached its end" in cluster.log(job), "it does not end", job)
     joined = [path.read_text() for path in (cluster.folder / "joined" / job).iterdir()]
     assert sorted(joined) == ['1 {"mcgrpo_engine": 1000}', '2 {"mcgrpo_trainer": 1000}']
-    assert len(starts(cluster, "heterogeneous", 2, job)) == 2
 
 
 def test_a_job_saves_before_its_time_is_up_and_goes_on_in_the_next(cluster: SlurmCluster, short: str) -> None:

@@ -38,6 +38,7 @@ def test_a_run_over_two_nodes_is_requeued_and_resumes(tmp_path: Path) -> None:
         cluster.wait(lambda: metrics.exists() and len(read_metrics(metrics)) >= 2, "no step is made", job)
         cluster.run("scancel", "--batch", "--signal=USR1", job)
         cluster.wait(lambda: cluster.field(job, "Restarts") == "1", "it is not queued again", job)
+        assert (tmp_path / "run/last_checkpoint").exists(), cluster.log(job)
         saved = int((tmp_path / "run/last_checkpoint").read_text())
         assert 1 <= saved < STEPS
         cluster.wait_for_state(job, "COMPLETED")
