@@ -39,11 +39,11 @@ class VllmEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        if not spec.on_gpu:
-            # What it adds to vLLM on CPUs holds for the configuration too, which is made before any worker.
-            from megatron_cgrpo.rollout import vllm_worker  # noqa: F401
-        elif spec.fp8:
+        if spec.on_gpu and spec.fp8:
             check_fp8_device()
+        if spec.return_routes and not spec.on_gpu:
+            # What it adds to vLLM on CPUs is for the configuration too, which is made before any worker.
+            from megatron_cgrpo.rollout import vllm_worker  # noqa: F401
         self._spec = spec
         stderr = StderrTail()
         try:
