@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from models import load_hf_model, save_hf_model
 from rank_cases import training_rows
 from torch import Tensor
@@ -21,7 +19,7 @@ from megatron_cgrpo.actor import objectives
 from megatron_cgrpo.actor.microbatches import Layout, build_microbatches
 from megatron_cgrpo.actor.model import build_chunks
 from megatron_cgrpo.actor.model_weights import WeightExport, load_weights
-from megatron_cgrpo.actor.parallel import Endpoint, ParallelState
+from megatron_cgrpo.actor.parallel import ParallelState
 from megatron_cgrpo.actor.policy import MegatronPolicy, PolicySpec
 from megatron_cgrpo.config.model import ModelConfig
 from megatron_cgrpo.config.model_shape import read_model_shape
@@ -52,14 +50,6 @@ def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     directory = tmp_path_factory.mktemp(request.param)
     save_hf_model(directory, request.param, tied=request.param == "qwen3")
     return directory
-
-
-@pytest.fixture
-def state() -> Iterator[ParallelState]:
-    meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    state = ParallelState.start(ONE, 0, Endpoint("127.0.0.1", meeting.port), seed=1)
-    yield state
-    state.stop()
 
 
 def new_policy(model_dir: Path, model: ModelConfig, state: ParallelState) -> MegatronPolicy:

@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import transformers
 from rank_cases import training_rows
 from torch import Tensor
@@ -23,7 +21,7 @@ from megatron_cgrpo.actor.forward import run_microbatches
 from megatron_cgrpo.actor.machine import Machine, check_machine
 from megatron_cgrpo.actor.microbatches import Layout, build_microbatches
 from megatron_cgrpo.actor.model_weights import named_parameters
-from megatron_cgrpo.actor.parallel import Endpoint, ParallelState
+from megatron_cgrpo.actor.parallel import ParallelState
 from megatron_cgrpo.actor.policy import MegatronPolicy, PolicySpec
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model import ModelConfig
@@ -57,14 +55,6 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     transformers.Qwen3ForCausalLM(config).save_pretrained(directory)
     return directory
-
-
-@pytest.fixture
-def state() -> Iterator[ParallelState]:
-    meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    state = ParallelState.start(ONE, 0, Endpoint("127.0.0.1", meeting.port), seed=1)
-    yield state
-    state.stop()
 
 
 def fp8_model(recipe: str, **options: Any) -> ModelConfig:
