@@ -13,16 +13,16 @@ RecomputeModule = Literal["core_attn", "mlp", "moe", "moe_act", "layernorm"]
 class Fp8Config(Section):
     """Matrix products of the layers in FP8, by Transformer Engine; the output layer and the loss stay in ``dtype``.
 
-    ``recipe`` says how tensors are scaled: ``delayed`` by the largest values of the last ``amax_history`` updates,
-    ``tensorwise`` by the tensor's own, ``blockwise`` per block of 128x128 weights and 1x128 activations (Hopper),
-    ``mxfp8`` per 32 values (Blackwell). ``format: hybrid`` is E4M3 forward and E5M2 backward. The outermost
-    ``first_layers_bf16`` and ``last_layers_bf16`` compute in bfloat16. ``parameters`` keeps the weights in FP8 too,
-    which halves what data-parallel ranks gather of them.
+    ``recipe`` says how tensors are scaled: ``delayed`` by the largest values of the last ``amax_history`` forward
+    passes of micro-batches in training, ``tensorwise`` by the tensor's own, ``blockwise`` per block of 128x128 weights
+    and 1x128 activations (Hopper), ``mxfp8`` per 32 values (Blackwell). ``format: hybrid`` is E4M3 forward and E5M2
+    backward. The outermost ``first_layers_bf16`` and ``last_layers_bf16`` compute in bfloat16. ``parameters`` keeps the
+    weights in FP8 too, which halves what data-parallel ranks gather of them.
     """
 
     recipe: Literal["none", "delayed", "tensorwise", "blockwise", "mxfp8"] = "none"
     format: Literal["hybrid", "e4m3"] = "hybrid"
-    amax_history: int = Field(1024, ge=1, description="updates; delayed scaling only")
+    amax_history: int = Field(1024, ge=1, description="forward passes of micro-batches; delayed scaling only")
     first_layers_bf16: int = Field(0, ge=0)
     last_layers_bf16: int = Field(0, ge=0)
     parameters: bool = False

@@ -33,7 +33,7 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 def test_what_is_sent_while_ranks_compute_changes_no_weight(model_dir: Path, parallel: dict[str, Any]) -> None:
     """Gradients during the backward pass, parameters during the next forward pass, activations beside both."""
     for after, *overlapping in run_ranks(overlapped, 2, str(model_dir), parallel):
-        assert len(overlapping) == 3 if "vpp" in parallel else 2
+        assert len(overlapping) == (3 if "vpp" in parallel else 2)
         for each in overlapping:
             assert after.keys() == each.keys()
             assert all(torch.equal(after[name], each[name]) for name in after)
