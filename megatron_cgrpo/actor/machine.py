@@ -22,20 +22,24 @@ _CAPABILITIES = {
 }
 """Compute capabilities, the second excluded, that Transformer Engine has a recipe's products for: Ada, Hopper,
 Blackwell. Of those from 12.0 on it lacks some of MXFP8."""
+_BLOCKWISE_CUDA = (12, 9)
+"""The first CUDA whose cuBLAS multiplies tensors with a scale per block."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """``capability`` is the compute capability of its GPUs; None without CUDA."""
+    """``capability`` is the compute capability of its GPUs, ``cuda_version`` torch's CUDA; None and () without."""
 
     capability: tuple[int, int] | None
     transformer_engine: bool
     apex: bool
+    cuda_version: tuple[int, ...] = ()
 
     @classmethod
     def here(cls) -> Machine:
         capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
-        return cls(capability, find_spec("transformer_engine") is not None, has_apex())
+        version = tuple(map(int, torch.version.cuda.split("."))) if torch.version.cuda else ()
+        return cls(capability, find_spec("transformer_engine") is not None, has_apex(), version)
 
     @property
     def cuda(self) -> bool:
@@ -51,13 +55,13 @@ def check_machine(
     model: ModelConfig, parallel: ParallelConfig, optimizer: OptimizerConfig, packed: bool, machine: Machine
 ) -> None:
     """Raises ConfigError for what would fail only once training has begun."""
-    problems = [*_implementation(model, packed, machine), *_fp8(model, machine)]
+    problems = [*_implementation(model, parallel, packed, machine), *_fp8(model, machine)]
     problems += [*_cuda_only(model, parallel, optimizer, machine), *_adam(optimizer, machine)]
     if problems:
         raise ConfigError(problems)
 
 
-def _implementation(model: ModelConfig, packed: bool, machine: Machine) -> Iterator[str]:
+def _implementation(model: ModelConfig, parallel: ParallelConfig, packed: bool, machine: Machine) -> Iterator[str]:
     if model.implementation == "transformer_engine" and not machine.cuda:
         yield "model.implementation=transformer_engine: needs CUDA: set model.implementation=auto"
     elif uses_transformer_engine(model) and not machine.transformer_engine:
@@ -65,7 +69,14 @@ def _implementation(model: ModelConfig, packed: bool, machine: Machine) -> Itera
             f"model.implementation={model.implementation}: Transformer Engine is not installed: install the gpu extra, "
             "or set model.implementation=local"
         )
-    if uses_transformer_engine(model) and packed and model.dtype == "float32":
+    if not uses_transformer_engine(model) or model.dtype != "float32":
+        return
+    if parallel.cp > 1:
+        yield (
+            f"model.dtype=float32: Transformer Engine has no float32 attention for sequences that parallel.cp="
+            f"{parallel.cp} ranks share: set model.dtype=bfloat16, or parallel.cp=1 and train.packed=false"
+        )
+    elif packed:
         yield (
             "model.dtype=float32: Transformer Engine has no float32 attention for packed sequences: set "
             "model.dtype=bfloat16, or train.packed=false"
@@ -85,6 +96,12 @@ def _fp8(model: ModelConfig, machine: Machine) -> Iterator[str]:
         yield (
             f"{field}: needs GPUs of compute capability {lowest[0]}.{lowest[1]} or more and less than {beyond[0]}.0, "
             f"these have {major}.{minor}: choose another recipe"
+        )
+    if model.fp8.recipe == "blockwise" and machine.cuda_version < _BLOCKWISE_CUDA:
+        found = ".".join(map(str, machine.cuda_version)) or "none"
+        yield (
+            f"{field}: needs CUDA {_BLOCKWISE_CUDA[0]}.{_BLOCKWISE_CUDA[1]} or newer, torch was built with {found}: "
+            "install a newer build of torch, or choose another recipe"
         )
 
 

@@ -15,7 +15,7 @@ from megatron_cgrpo.config.optimizer import OptimizerConfig
 from megatron_cgrpo.config.parallel import ParallelConfig
 
 CPU = Machine(None, transformer_engine=False, apex=False)
-HOPPER = Machine((9, 0), transformer_engine=True, apex=False)
+HOPPER = Machine((9, 0), transformer_engine=True, apex=False, cuda_version=(13, 0))
 BF16 = {"dtype": "bfloat16"}
 
 
@@ -87,6 +87,14 @@ def test_recipes_need_the_gpus_that_have_their_products_gpu(capability: tuple[in
     assert found == refused
 
 
+def test_scales_per_block_need_a_cuda_that_multiplies_with_them_gpu() -> None:
+    old, new = (replace(HOPPER, cuda_version=version) for version in ((12, 8), (12, 9)))
+    (problem,) = problems(old, model=BF16 | {"fp8": {"recipe": "blockwise"}})
+    assert problem.startswith("model.fp8.recipe=blockwise: needs CUDA 12.9 or newer, torch was built with 12.8")
+    assert problems(old, model=BF16 | {"fp8": {"recipe": "tensorwise"}}) == ()
+    assert problems(new, model=BF16 | {"fp8": {"recipe": "blockwise"}}) == ()
+
+
 def test_transformer_engine_has_to_be_installed_and_has_no_packed_float32_gpu() -> None:
     (problem,) = problems(replace(HOPPER, transformer_engine=False), model=BF16)
     assert problem.startswith("model.implementation=auto: Transformer Engine is not installed")
@@ -94,6 +102,16 @@ def test_transformer_engine_has_to_be_installed_and_has_no_packed_float32_gpu() 
     assert problem.startswith("model.dtype=float32: ") and "train.packed=false" in problem
     assert problems(HOPPER, packed=False) == problems(HOPPER, model=BF16) == ()
     assert problems(replace(HOPPER, transformer_engine=False), model={"implementation": "local"}) == ()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_transformer_engine_has_no_float32_for_shared_sequences_gpu(packed: bool) -> None:
+    (problem,) = problems(HOPPER, packed=packed, parallel={"cp": 2})
+    assert problem.startswith("model.dtype=float32: ") and "parallel.cp=2 ranks share" in problem
+    assert "model.dtype=bfloat16" in problem
+    assert problems(HOPPER, packed=packed, model=BF16, parallel={"cp": 2}) == ()
+    local = {"implementation": "local"}
+    assert problems(HOPPER, packed=packed, model=local, parallel={"cp": 2}) == ()
 
 
 def test_apex_is_nvidias_gpu() -> None:
