@@ -25,6 +25,7 @@ def fp8_problems(recipe: Recipe) -> Iterator[str]:
         yield f"{field}: what is not in FP8 has to be bfloat16, model.dtype={model.dtype}: set model.dtype=bfloat16"
     if model.implementation == "local":
         yield f"{field}: only Transformer Engine computes in FP8: set model.implementation=auto"
+    yield from _unset_scales(recipe)
     if fp8.recipe == "delayed" and (fp8.first_layers_bf16 or fp8.last_layers_bf16):
         yield (
             f"model.fp8.first_layers_bf16={fp8.first_layers_bf16}, last_layers_bf16={fp8.last_layers_bf16}: delayed "
@@ -32,6 +33,22 @@ def fp8_problems(recipe: Recipe) -> Iterator[str]:
             "0, or choose another model.fp8.recipe"
         )
     yield from _parameters(recipe)
+
+
+def _unset_scales(recipe: Recipe) -> Iterator[str]:
+    """Delayed scales are 1 until a forward pass of training sets them: E4M3 as it is, too coarse for most weights."""
+    if recipe.model.fp8.recipe != "delayed":
+        return
+    if any(algorithm.needs_reference for algorithm in recipe.algorithms):
+        yield (
+            "model.fp8.recipe=delayed: its scales are set by training, and the reference of algorithm.kl.coef or "
+            "algorithm.sample_from=base never trains: choose another recipe, tensorwise for one"
+        )
+    if recipe.model.fp8.parameters:
+        yield (
+            "model.fp8.parameters=true: with model.fp8.recipe=delayed weights are loaded, and pushed to the engines, "
+            "before training sets their scales: choose another recipe, or model.fp8.parameters=false"
+        )
 
 
 def _parameters(recipe: Recipe) -> Iterator[str]:
@@ -46,11 +63,11 @@ def _parameters(recipe: Recipe) -> Iterator[str]:
             f"{field}: optimizer.offload={optimizer.offload} updates bfloat16 weights in host memory, and knows no FP8 "
             "ones: set optimizer.offload=0, or model.fp8.parameters=false"
         )
-    if optimizer.precision_aware and (fp8.recipe == "delayed" or optimizer.main_dtype != "float32"):
+    if optimizer.precision_aware and optimizer.main_dtype != "float32":
         yield (
-            f"{field}: with optimizer.precision_aware=true, model.fp8.recipe=delayed or optimizer.main_dtype=float16 "
-            "makes the main weights of the FP8 ones, and the loaded precision is lost: choose another recipe and "
-            "float32, or optimizer.precision_aware=false"
+            f"{field}: with optimizer.precision_aware=true, optimizer.main_dtype={optimizer.main_dtype} makes the main "
+            "weights of the FP8 ones, and the loaded precision is lost: set optimizer.main_dtype=float32, or "
+            "optimizer.precision_aware=false"
         )
     if fp8.recipe == "mxfp8" and recipe.parallel.overlap.parameters:
         yield (

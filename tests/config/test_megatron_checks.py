@@ -58,10 +58,13 @@ def fp8(recipe: str, *more: str) -> list[str]:
             "model.fp8.parameters=true",
             "optimizer.offload=0",
         ),
+        (fp8("delayed", "model.fp8.parameters=true"), "model.fp8.parameters=true", "choose another recipe"),
+        (fp8("delayed", "algorithm.kl.coef=0.01"), "model.fp8.recipe=delayed", "tensorwise"),
+        (fp8("delayed", "algorithm.sample_from=base"), "model.fp8.recipe=delayed", "tensorwise"),
         (
-            fp8("delayed", "model.fp8.parameters=true", PRECISION_AWARE),
-            "model.fp8.parameters=true",
-            "optimizer.precision_aware=false",
+            fp8("delayed", "stages=[{from_step: 2, algorithm: {kl: {coef: 0.01}}}]"),
+            "model.fp8.recipe=delayed",
+            "tensorwise",
         ),
         (
             fp8("blockwise", "model.fp8.parameters=true", PRECISION_AWARE, "optimizer.main_dtype=float16"),
@@ -223,7 +226,8 @@ def test_widths_suit_fp8_on_every_rank(model: ModelShape, overrides: list[str], 
 @pytest.mark.parametrize(
     ("overrides", "model"),
     [
-        (fp8("delayed", "model.fp8.parameters=true", "model.fp8.amax_history=16"), DENSE),
+        (fp8("delayed", "model.fp8.amax_history=16"), DENSE),
+        (fp8("tensorwise", "model.fp8.parameters=true", "algorithm.kl.coef=0.01"), DENSE),
         (fp8("tensorwise", "model.fp8.first_layers_bf16=1", "model.fp8.last_layers_bf16=1", *TENSOR), DENSE),
         (fp8("blockwise", "model.fp8.format=e4m3", "model.fp8.parameters=true", PRECISION_AWARE), MIXTURE),
         (fp8("mxfp8", "model.recompute.granularity=selective", "model.recompute.modules=[layernorm]"), DENSE),

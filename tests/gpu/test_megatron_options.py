@@ -108,7 +108,7 @@ def test_fp8_gradients_and_logprobs_are_those_of_bfloat16(model_dir: Path, recip
     assert (pair[0] - pair[1]).abs().mean() < 0.05
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", RECIPES[1:])  # not delayed: its scales come with the first update
 def test_fp8_parameters_train_and_come_out_as_what_was_computed_with(
     model_dir: Path, recipe: str, state: ParallelState
 ) -> None:
