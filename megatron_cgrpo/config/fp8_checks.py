@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from megatron_cgrpo.config.micro_batches import fp8_columns
 from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.config.section import changed
 from megatron_cgrpo.config.shape import ModelShape
 
 
@@ -13,18 +14,23 @@ def fp8_problems(recipe: Recipe) -> Iterator[str]:
     """Sentences of field and value, what is wrong, the remedy; of what needs no shape."""
     model, fp8 = recipe.model, recipe.model.fp8
     if not fp8.enabled:
-        for name in ("first_layers_bf16", "last_layers_bf16", "parameters"):
-            if value := getattr(fp8, name):
-                yield (
-                    f"model.fp8.{name}={str(value).lower()}: model.fp8.recipe=none computes nothing in FP8: choose a "
-                    f"recipe, or leave {name} out"
-                )
+        for name in sorted(changed(fp8)):
+            value = str(getattr(fp8, name)).lower()
+            yield (
+                f"model.fp8.{name}={value}: model.fp8.recipe=none computes nothing in FP8: choose a recipe, or leave "
+                f"{name} out"
+            )
         return
     field = f"model.fp8.recipe={fp8.recipe}"
     if model.dtype != "bfloat16":
         yield f"{field}: what is not in FP8 has to be bfloat16, model.dtype={model.dtype}: set model.dtype=bfloat16"
     if model.implementation == "local":
         yield f"{field}: only Transformer Engine computes in FP8: set model.implementation=auto"
+    if fp8.recipe != "delayed" and "amax_history" in changed(fp8):
+        yield (
+            f"model.fp8.amax_history={fp8.amax_history}: model.fp8.recipe={fp8.recipe} scales by the tensor at hand, "
+            "and keeps no history: leave it out"
+        )
     yield from _unset_scales(recipe)
     if fp8.recipe == "delayed" and (fp8.first_layers_bf16 or fp8.last_layers_bf16):
         yield (

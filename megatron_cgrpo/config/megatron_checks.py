@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from megatron_cgrpo.config.fp8_checks import fp8_problems, fp8_shape_problems
 from megatron_cgrpo.config.micro_batches import length_multiple, of_fixed_length
-from megatron_cgrpo.config.optimizer import OptimizerConfig
 from megatron_cgrpo.config.recipe import Recipe
-from megatron_cgrpo.config.section import Section
+from megatron_cgrpo.config.section import changed
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.config.tensor_parallel import expert_parallel_problems
 
@@ -17,7 +16,7 @@ def megatron_problems(recipe: Recipe) -> Iterator[str]:
     """Sentences of field and value, what is wrong, the remedy; of what needs no shape."""
     yield from fp8_problems(recipe)
     yield from _recompute(recipe)
-    yield from _optimizer(recipe.optimizer)
+    yield from _optimizer(recipe)
     yield from _offload(recipe)
     yield from _overlap(recipe)
     yield from _fixed_length(recipe)
@@ -32,7 +31,7 @@ def megatron_shape_problems(recipe: Recipe, model: ModelShape) -> Iterator[str]:
 def _recompute(recipe: Recipe) -> Iterator[str]:
     recompute, fp8 = recipe.model.recompute, recipe.model.fp8
     wrong = {"none": {"modules", "method", "layers"}, "selective": {"method", "layers"}, "full": {"modules"}}
-    for name in sorted(_changed(recompute) & wrong[recompute.granularity]):
+    for name in sorted(changed(recompute) & wrong[recompute.granularity]):
         kind = "selective" if name == "modules" else "full"
         value = getattr(recompute, name)
         yield (
@@ -41,6 +40,11 @@ def _recompute(recipe: Recipe) -> Iterator[str]:
         )
     if recompute.granularity != "selective":
         return
+    if {"moe", "moe_act"} <= set(recompute.modules):
+        yield (
+            "model.recompute.modules=moe,moe_act: moe computes all of the experts again, their activation too: leave "
+            "one of them out"
+        )
     for module in recompute.modules:
         if fp8.recipe == "delayed" and module in ("moe_act", "layernorm"):
             yield (
@@ -59,7 +63,8 @@ def _recompute_layers(recipe: Recipe, model: ModelShape) -> Iterator[str]:
         )
 
 
-def _optimizer(config: OptimizerConfig) -> Iterator[str]:
+def _optimizer(recipe: Recipe) -> Iterator[str]:
+    config = recipe.optimizer
     if config.precision_aware:
         if not config.distributed:
             yield "optimizer.precision_aware=true: is part of the distributed optimiser: set optimizer.distributed=true"
@@ -68,6 +73,12 @@ def _optimizer(config: OptimizerConfig) -> Iterator[str]:
                 f"optimizer.implementation={config.implementation}: optimizer.precision_aware=true needs Transformer "
                 "Engine's fused AdamW: set optimizer.implementation=auto"
             )
+        for name, what in (("main_dtype", "main weights"), ("gradient_dtype", "gradients")):
+            if recipe.model.dtype == "float32" and (value := getattr(config, name)) != "float32":
+                yield (
+                    f"optimizer.{name}={value}: {what} of a float32 model are float32: set optimizer.{name}=float32, "
+                    "or model.dtype=bfloat16"
+                )
         return
     for name in ("main_dtype", "gradient_dtype", "exp_avg_dtype", "exp_avg_sq_dtype"):
         if (value := getattr(config, name)) != "float32":
@@ -140,7 +151,7 @@ def _dense(recipe: Recipe) -> Iterator[str]:
         (f"parallel.ep={parallel.ep}", parallel.ep > 1),
         (f"parallel.etp={parallel.etp}", parallel.etp is not None),
     ]
-    fields += [(f"model.moe.{name}={_word(getattr(moe, name))}", True) for name in sorted(_changed(moe))]
+    fields += [(f"model.moe.{name}={_word(getattr(moe, name))}", True) for name in sorted(changed(moe))]
     for field, given in fields:
         if given:
             yield f"{field}: the model has no experts: leave it out"
@@ -208,12 +219,6 @@ def _fixed_length(recipe: Recipe) -> Iterator[str]:
             f"train.micro_batch_tokens={train.micro_batch_tokens}: {field} needs micro-batches of this one length, "
             f"which ranks and precision split into {multiple} parts: make it a multiple"
         )
-
-
-def _changed(section: Section) -> set[str]:
-    """The keys that differ from their defaults."""
-    fields = type(section).model_fields
-    return {name for name, field in fields.items() if getattr(section, name) != field.default}
 
 
 def _word(value: object) -> str:

@@ -19,3 +19,9 @@ class Section(BaseModel):
             if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
                 raise ValueError(f"{name}={str(value).lower()} is a yes or no: give a number or a quoted text")
         return values
+
+
+def changed(section: Section) -> set[str]:
+    """The keys that differ from their defaults."""
+    fields = type(section).model_fields
+    return {name for name, field in fields.items() if getattr(section, name) != field.default}
