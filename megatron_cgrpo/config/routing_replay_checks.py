@@ -9,14 +9,9 @@ from megatron_cgrpo.config.shape import ModelShape
 
 
 def routing_replay_problems(recipe: Recipe, model: ModelShape) -> Iterator[str]:
-    """Sentences of field and value, what is wrong, the remedy."""
-    if not recipe.model.moe.replay_routing:
+    """Sentences of field and value, what is wrong, the remedy; ``megatron_checks`` has that of a dense model."""
+    if not recipe.model.moe.replay_routing or model.experts is None:
         return
-    if model.experts is None:
-        yield (
-            "model.moe.replay_routing=true: the model has no experts to replay: set model.moe.replay_routing=false, or "
-            "choose a mixture of experts"
-        )
     if not recipe.rollout.prefix_caching:
         yield (
             "model.moe.replay_routing=true: vLLM keeps the experts of a prompt beside its cached prefix, and "
