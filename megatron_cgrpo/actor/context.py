@@ -13,7 +13,6 @@ from megatron.core.utils import unwrap_model
 from torch import Tensor
 from torch.nn import Module
 
-from megatron_cgrpo.data.context_split import owned_positions
 from megatron_cgrpo.data.microbatch import MicroBatch
 
 
@@ -26,7 +25,8 @@ def own_parts(values: tuple[Tensor, ...], batch: MicroBatch, group: dist.Process
     """Each [b, s], as ``batch.tokens`` -> [b, s / ranks], this rank's."""
     if group.size() == 1:
         return values
-    positions = owned_positions(batch, group.rank(), group.size()).to(batch.tokens.device)
+    assert batch.context_order is not None
+    positions = batch.context_order.view(group.size(), -1)[group.rank()]
     return tuple(value.index_select(1, positions) for value in values)
 
 
@@ -39,8 +39,8 @@ def join_parts(values: tuple[Tensor, ...], batch: MicroBatch, group: dist.Proces
     ranks = group.size()
     if ranks == 1:
         return values
+    assert batch.context_order is not None
     own = torch.stack([value.t() for value in values], dim=1)  # [s / ranks, values, b]
     gathered = gather_from_sequence_parallel_region(own, tensor_parallel_output_grad=False, group=group)
-    order = torch.cat([owned_positions(batch, rank, ranks) for rank in range(ranks)])
-    whole = gathered.index_select(0, order.argsort().to(own.device))
+    whole = gathered.index_select(0, batch.context_order.argsort())
     return tuple(value.t() for value in whole.unbind(1))

@@ -16,11 +16,17 @@ from megatron_cgrpo.config.micro_batches import row_multiple
 from megatron_cgrpo.data.microbatch import MicroBatch
 
 
-def owned_positions(batch: MicroBatch, rank: int, ranks: int) -> Tensor:
-    """Where along dimension 1 of ``batch.tokens`` [b, s] the tokens of ``rank`` stand, in its order: int64 [s / ranks].
+def context_order(batch: MicroBatch, ranks: int) -> Tensor:
+    """Where along dimension 1 of ``batch.tokens`` [b, s] each rank's tokens stand, one rank's after the other's:
+    int64 [s], as many of each.
 
     Raises ``ValueError`` where a sequence has not the length that ``row_multiple`` asks for.
     """
+    return torch.cat([_owned_positions(batch, rank, ranks) for rank in range(ranks)])
+
+
+def _owned_positions(batch: MicroBatch, rank: int, ranks: int) -> Tensor:
+    """int64 [s / ranks], in the rank's order."""
     bounds = [0, batch.tokens.shape[1]] if batch.cu_seqlens is None else batch.cu_seqlens.tolist()
     chunks = []
     for start, stop in pairwise(bounds):

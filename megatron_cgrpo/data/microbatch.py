@@ -28,7 +28,8 @@ class MicroBatch:
     ``max_seqlen`` (tokens) delimit packed segments: padding at a row's end is part of its segment, a tail of padding a
     segment of its own. A padded layout has no ``cu_seqlens`` and pads on the right, where a causal model needs no mask.
     The optional log-probabilities are None where the rows have none, and so are ``routes`` [b, s, layers, experts a
-    token], see ``gather_routes``.
+    token], see ``gather_routes``. ``context_order`` [s] is ``context_split``'s; None without context
+    parallelism.
     """
 
     tokens: Tensor
@@ -44,6 +45,7 @@ class MicroBatch:
     cu_seqlens: Tensor | None
     max_seqlen: int
     routes: Tensor | None = None
+    context_order: Tensor | None = None
 
 
 def pack(

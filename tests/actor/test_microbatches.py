@@ -1,8 +1,10 @@
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from megatron_cgrpo.actor.context import own_parts
 from megatron_cgrpo.actor.microbatches import Layout, build_microbatches
 from megatron_cgrpo.config.model import Fp8Config, ModelConfig
 from megatron_cgrpo.config.parallel import ParallelConfig
@@ -77,3 +79,17 @@ def test_context_parallel_ranks_share_each_row_and_tensor_parallel_ones_what_is_
     if packed:
         assert batch.cu_seqlens is not None
         assert batch.cu_seqlens.diff().tolist()[:3] == [4, 8, 8]
+
+
+def test_ranks_find_their_parts_without_reading_lengths_from_the_device() -> None:
+    """Which a device without values could not give them, and a GPU not without waiting."""
+    layout, rows = Layout.of(ParallelConfig(cp=2), True), [[row(3), row(6)]]
+    for device in (torch.device("cpu"), torch.device("meta")):
+        [batch] = build_microbatches(rows, layout, device)
+        for rank, expected in enumerate(([0, 3, 4, 5, 10, 11], [1, 2, 6, 7, 8, 9])):
+            group = SimpleNamespace(size=lambda: 2, rank=lambda rank=rank: rank)
+            (own,) = own_parts((torch.arange(12, device=device)[None],), batch, group)
+            assert own.shape == (1, 6)
+            assert device.type == "meta" or own[0].tolist() == expected
+    [whole] = build_microbatches(rows, Layout.of(ParallelConfig(), True), torch.device("cpu"))
+    assert whole.context_order is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_cgrpo.data.context_split import owned_positions
+from megatron_cgrpo.data.context_split import context_order
 from megatron_cgrpo.data.microbatch import MicroBatch, pack, pad, unpack_response_values
 from megatron_cgrpo.types import TrainRow
 
@@ -23,16 +23,17 @@ def packed(ranks: int) -> MicroBatch:
 def test_a_rank_takes_a_chunk_and_its_mirror_image_of_each_sequence() -> None:
     batch = pack(rows()[:2], pad_rows_to_multiple_of=4)
     assert batch.cu_seqlens is not None and batch.cu_seqlens.tolist() == [0, 8, 24]
-    assert owned_positions(batch, 0, 2).tolist() == [0, 1, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23]
-    assert owned_positions(batch, 1, 2).tolist() == [2, 3, 4, 5, 12, 13, 14, 15, 16, 17, 18, 19]
+    first, second = context_order(batch, 2).chunk(2)
+    assert first.tolist() == [0, 1, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23]
+    assert second.tolist() == [2, 3, 4, 5, 12, 13, 14, 15, 16, 17, 18, 19]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("padded", [True, False])
 def test_ranks_have_every_token_once_and_equal_work(ranks: int, padded: bool) -> None:
     batch = pad(rows(), pad_to_multiple_of=2 * ranks) if padded else packed(ranks)
-    owned = [owned_positions(batch, rank, ranks) for rank in range(ranks)]
-    assert torch.cat(owned).sort().values.tolist() == list(range(batch.tokens.shape[1]))
+    owned = (order := context_order(batch, ranks)).chunk(ranks)
+    assert order.sort().values.tolist() == list(range(batch.tokens.shape[1]))
     seen = [(batch.positions[0, positions] + 1).sum().item() for positions in owned]
     # Of each sequence a rank attends from (r + 1) + (2n - r) chunks on average: the same for all.
     assert len(set(seen)) == 1
@@ -58,4 +59,4 @@ def test_a_length_that_ranks_do_not_divide_is_refused() -> None:
     with pytest.raises(
         ValueError, match="a sequence of 5 tokens: 2 context-parallel ranks share multiples of 4: pad it"
     ):
-        owned_positions(pack(rows()), 0, 2)
+        context_order(pack(rows()), 2)
