@@ -193,7 +193,8 @@ def _forward_logits(chunks: list[Any], case: Case, world: ParallelState) -> torc
 
 
 def _batches(case: Case, world: ParallelState) -> list[Any]:
-    rows, layout = routed_rows() if case.replay else training_rows(), Layout.of(case.config(), case.packed)
+    rows = routed_rows() if case.replay else training_rows()
+    layout = Layout.of(case.config(), case.packed, ModelConfig(moe=case.moe), case.micro_batch_tokens)
     lengths = [layout.row_length(row) for row in rows]
     if not case.packed:
         lengths = [max(lengths)] * len(lengths)

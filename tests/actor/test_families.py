@@ -20,6 +20,10 @@ EXPERT_PARALLEL = [
     Case({"dp": 2, "ep": 2}, micro_batch_tokens=33),
     Case({"tp": 2, "sequence_parallel": True, "ep": 2, "etp": 1}, micro_batch_tokens=33),
 ]
+EVERY_TOKEN_TO_EVERY_RANK = [
+    Case({"cp": 2, "ep": 2}, micro_batch_tokens=40, moe={"dispatcher": "allgather"}),
+    Case({"tp": 2, "sequence_parallel": True, "ep": 2, "etp": 1}, moe={"dispatcher": "allgather"}),
+]
 TOKENS = torch.randint(0, 61, (1, 400), generator=torch.Generator().manual_seed(3))
 
 
@@ -108,7 +112,7 @@ def test_packed_logits_and_the_export_do_not_depend_on_the_layout(
     [
         ("qwen3_moe", 1, [Case(), Case(recompute={"granularity": "full"}), Case(packed=False)]),
         ("qwen3_moe", 2, [Case({"pp": 2}, micro_batch_tokens=33), Case({"dp": 2}), SEQUENCE_PARALLEL]),
-        ("qwen3_moe", 2, [*EXPERT_PARALLEL, Case({"cp": 2, "ep": 2}, packed=False)]),
+        ("qwen3_moe", 2, [*EXPERT_PARALLEL, Case({"cp": 2, "ep": 2}, packed=False), *EVERY_TOKEN_TO_EVERY_RANK]),
         ("qwen3_moe_unnormalized", 2, [SEQUENCE_PARALLEL, Case({"pp": 2, "vpp": 2})]),
     ],
 )

@@ -25,6 +25,7 @@ ONE_RANK = [
     Case(moe=MOE, recompute={"granularity": "selective", "modules": ["moe"]}),
 ]
 TWO_RANKS = [Case({"pp": 2}, moe=MOE), Case({"dp": 2}, moe=MOE)]
+SHARED_ROWS = [Case({"cp": 2}, moe=MOE), Case({"cp": 2, "ep": 2}, moe=MOE)]
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +58,17 @@ def formulas(logits: Tensor, chosen: int) -> tuple[Tensor, Tensor]:
     return experts * (shares * probabilities.mean(0)).sum(), logits.logsumexp(-1).square().mean()
 
 
-def oracle(directory: Path, padding_to: int) -> dict[str, float]:
-    """Writes ``grads.pt``, objective and auxiliary losses together; the mean losses of a layer and micro-batch."""
+def oracle(directory: Path, rows_to: int, padding_to: int) -> dict[str, float]:
+    """Writes ``grads.pt``, objective and auxiliary losses together; the mean losses of a layer and micro-batch.
+
+    Each row is padded to a multiple of ``rows_to`` tokens, then each micro-batch to one of ``padding_to``.
+    """
     rows = training_rows()
     expected, _ = gradients_of(directory, rows)
     model = load_hf_model(directory)
-    [plan] = schedule([len(row.token_ids) for row in rows], 1, TOKENS)
-    batches = [[list(rows[index].token_ids) for index in batch] for batch in plan]
+    padded = [[*row.token_ids, *[0] * (-len(row.token_ids) % rows_to)] for row in rows]
+    [plan] = schedule([len(tokens) for tokens in padded], 1, TOKENS)
+    batches = [[padded[index] for index in batch] for batch in plan]
     for batch in batches:
         if missing := -sum(map(len, batch)) % padding_to:
             batch.append([0] * missing)
@@ -93,13 +98,18 @@ def load_into(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("world", "cases", "padding_to"),
-    [(1, ONE_RANK, 1), (2, TWO_RANKS, 1), (2, [Case(SEQUENCE_PARALLEL, moe=MOE)], 2)],
+    ("world", "cases", "rows_to", "padding_to"),
+    [
+        (1, ONE_RANK, 1, 1),
+        (2, TWO_RANKS, 1, 1),
+        (2, [Case(SEQUENCE_PARALLEL, moe=MOE)], 1, 2),
+        (2, SHARED_ROWS, 4, 1),
+    ],
 )
 def test_router_losses_equal_their_formulas_in_every_layout(
-    model_dir: Path, world: int, cases: list[Case], padding_to: int
+    model_dir: Path, world: int, cases: list[Case], rows_to: int, padding_to: int
 ) -> None:
-    expected = oracle(model_dir, padding_to)
+    expected = oracle(model_dir, rows_to, padding_to)
     for rank, results in enumerate(run_ranks(gradients, world, str(model_dir), cases)):
         for case, result in zip(cases, results, strict=True):
             worst = max(result["errors"].items(), key=lambda item: item[1])
