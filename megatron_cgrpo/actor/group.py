@@ -13,7 +13,7 @@ from megatron_cgrpo.actor.calls import TrainerDied, TrainerStuck, outcome
 from megatron_cgrpo.actor.group_update import GroupUpdate
 from megatron_cgrpo.actor.microbatches import Layout
 from megatron_cgrpo.actor.policy import PolicySpec
-from megatron_cgrpo.actor.worker import Worker
+from megatron_cgrpo.actor.worker import Shares, Worker
 from megatron_cgrpo.algorithm.spec import LossSpec
 from megatron_cgrpo.config.errors import CheckpointNotWritten
 from megatron_cgrpo.data.packing import Schedule, schedule
@@ -183,10 +183,11 @@ class ActorGroup:
         return schedule(lengths, parallel.dp, self._micro_batch_tokens, multiple)
 
     @staticmethod
-    def _deal(plan: Schedule, rows: Sequence[TrainRow]) -> list[list[list[TrainRow]]]:
-        return [[[rows[index] for index in batch] for batch in replica] for replica in plan]
+    def _deal(plan: Schedule, rows: Sequence[TrainRow]) -> Shares:
+        """Each replica's rows are an object of their own, so that its ranks fetch no others."""
+        return [ray.put([[rows[index] for index in batch] for batch in replica]) for replica in plan]
 
-    def _shares(self, rows: Sequence[TrainRow]) -> list[list[list[TrainRow]]]:
+    def _shares(self, rows: Sequence[TrainRow]) -> Shares:
         return self._deal(self._schedule(rows), rows)
 
     def _call(

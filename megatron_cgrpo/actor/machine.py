@@ -134,8 +134,7 @@ def _cuda_only(
 
 def _gathers_evenly(parallel: ParallelConfig) -> bool:
     """Whether the ranks that share an expert's matrices get as many tokens each: those of one replica, all experts."""
-    alone = parallel.ep == 1 and parallel.tp * parallel.cp % parallel.expert_tp == 0
-    return parallel.expert_tp == 1 or alone
+    return parallel.expert_tp == 1 or parallel.ep == 1
 
 
 def _adam(optimizer: OptimizerConfig, machine: Machine) -> Iterator[str]:

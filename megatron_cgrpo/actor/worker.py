@@ -37,6 +37,9 @@ from megatron_cgrpo.weights.transfer.protocol import EngineClient, WeightSender
 
 GIB = 1 << 30
 
+Shares = Sequence[Any]
+"""Ray's object references, one a replica: its micro-batches of rows, ``list[list[TrainRow]]``."""
+
 
 @dataclass(frozen=True)
 class RankUpdate:
@@ -54,7 +57,7 @@ class RankUpdate:
 
 
 class Worker:
-    """Methods are collective over the world. ``shares`` arguments hold every replica's micro-batches of rows."""
+    """Methods are collective over the world."""
 
     def __init__(self, rank: int, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -107,8 +110,8 @@ class Worker:
         """Random weights, the same for every layout."""
         self._policy.load(RandomWeights(self._spec.shape, seed).read)
 
-    def update(self, shares: list[list[list[TrainRow]]], spec: LossSpec) -> RankUpdate:
-        batches = self._microbatches(shares)
+    def update(self, shares: Shares, spec: LossSpec) -> RankUpdate:
+        batches = self._microbatches(self._own(shares))
         result = self._policy.update(batches, objectives.policy_gradient(spec))
         sums: dict[str, float] = {}
         maxima: dict[str, float] = {}
@@ -120,23 +123,23 @@ class Worker:
                     maxima[key] = max(maxima.get(key, 0.0), float(value))
         return RankUpdate(sums, maxima, result.grad_norm, result.lr, self._positions(batches), result.router)
 
-    def supervised_update(self, shares: list[list[list[TrainRow]]]) -> RankUpdate:
-        batches = self._microbatches(shares)
+    def supervised_update(self, shares: Shares) -> RankUpdate:
+        batches = self._microbatches(self._own(shares))
         result = self._policy.update(batches, objectives.supervised)
         sums = {"loss": float(sum(result.reports))} if self._state.reports else {}
         return RankUpdate(sums, {}, result.grad_norm, result.lr, self._positions(batches), result.router)
 
-    def logprobs(self, shares: list[list[list[TrainRow]]], reference: bool) -> list[list[list[float]]] | None:
+    def logprobs(self, shares: Shares, reference: bool) -> list[list[list[float]]] | None:
         """Per micro-batch and row, the response's log-probabilities; None on ranks that do not report."""
-        batches = self._microbatches(shares)
+        own = self._own(shares)
+        batches = self._microbatches(own)
         reports = self._policy.forward(batches, objectives.read_logprobs, reference=reference)
         if not self._state.reports:
             return None
-        own = shares[self._state.dp_rank]
         return [unpack_response_values(*triple) for triple in zip(reports, own, batches, strict=True)]
 
-    def gradient_norms(self, shares: dict[str, list[list[list[TrainRow]]]], spec: LossSpec) -> dict[str, float]:
-        parts = {source: self._microbatches(share) for source, share in shares.items()}
+    def gradient_norms(self, shares: dict[str, Shares], spec: LossSpec) -> dict[str, float]:
+        parts = {source: self._microbatches(self._own(share)) for source, share in shares.items()}
         return self._policy.gradient_norms(parts, objectives.policy_gradient(spec))
 
     def connect(
@@ -191,5 +194,9 @@ class Worker:
     def _positions(self, batches: list[MicroBatch]) -> int:
         return sum(batch.tokens.numel() for batch in batches) if self._state.reports else 0
 
-    def _microbatches(self, shares: Sequence[list[list[TrainRow]]]) -> list[MicroBatch]:
-        return build_microbatches(shares[self._state.dp_rank], self._layout, self._state.device)
+    def _own(self, shares: Shares) -> list[list[TrainRow]]:
+        share: list[list[TrainRow]] = ray.get(shares[self._state.dp_rank])
+        return share
+
+    def _microbatches(self, own: list[list[TrainRow]]) -> list[MicroBatch]:
+        return build_microbatches(own, self._layout, self._state.device)

@@ -173,6 +173,11 @@ def _experts(recipe: Recipe, model: ModelShape) -> Iterator[str]:
             f"parallel.ep={parallel.ep}, parallel.etp={parallel.etp or 'null'}: {etp} * {parallel.ep} ranks for each "
             f"expert's matrices do not divide the {ranks} of a stage (tp * cp * dp): choose divisors"
         )
+    if parallel.ep == 1 and etp != parallel.tp:
+        yield (
+            f"parallel.etp={etp}: without expert parallelism Megatron sums the experts' gradients over the wrong ranks "
+            f"where it is not parallel.tp={parallel.tp}: leave parallel.etp out, or set parallel.ep > 1"
+        )
     own = f"parallel.tp={etp}" if parallel.etp is None else f"parallel.etp={etp}"
     yield from expert_parallel_problems(model, own, etp)
     local = recipe.model.implementation == "local"

@@ -1,9 +1,9 @@
 """The policy: a model's directory, and how it is laid out in memory."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megatron_cgrpo.config.section import Section
 
@@ -80,3 +80,11 @@ class ModelConfig(Section):
     fp8: Fp8Config = Fp8Config()
     recompute: RecomputeConfig = RecomputeConfig()
     moe: MoeConfig = MoeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recompute_was_a_word(cls, values: Any) -> Any:
+        """Recipes of release 0.1 said yes or no: all of every layer, or nothing."""
+        if isinstance(values, dict) and isinstance(values.get("recompute"), bool):
+            return values | {"recompute": {"granularity": "full"} if values["recompute"] else {}}
+        return values

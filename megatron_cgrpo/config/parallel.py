@@ -1,6 +1,8 @@
 """How the trainer's ranks are arranged."""
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, model_validator
 
 from megatron_cgrpo.config.section import Section
 
@@ -36,6 +38,14 @@ class ParallelConfig(Section):
     etp: int | None = Field(None, ge=1)
     sequence_parallel: bool = False
     overlap: OverlapConfig = OverlapConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _overlap_was_a_word(cls, values: Any) -> Any:
+        """Recipes of release 0.1 said yes or no: of the gradients."""
+        if isinstance(values, dict) and isinstance(values.get("overlap"), bool):
+            return values | {"overlap": {"gradients": values["overlap"]}}
+        return values
 
     @property
     def world_size(self) -> int:

@@ -148,7 +148,7 @@ def _parallels(recipe: Recipe, shape: ModelShape, ranks: int, node: int) -> Iter
                     "dp": ranks // replica,
                     "vpp": vpp,
                     "ep": ep,
-                    "etp": 1 if shape.experts else None,
+                    "etp": 1 if ep > 1 else None,
                     "sequence_parallel": tp > 1,
                 }
             )

@@ -10,13 +10,15 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.quantization.fp8 import Fp8LinearMethod, Fp8MoEMethod
 from vllm.platforms import current_platform
 
-from megatron_cgrpo.rollout import cpu_batch_invariance, cpu_fp8, cpu_routes
 from megatron_cgrpo.weights.families import HF_HEAD
 from megatron_cgrpo.weights.fp8_blocks import SCALE_SUFFIX
 from megatron_cgrpo.weights.transfer import file_backend
 
 file_backend.register()
 if current_platform.is_cpu():
+    # They change what vLLM has for CPUs alone, under names of its own that may change: no matter of an engine on a GPU.
+    from megatron_cgrpo.rollout import cpu_batch_invariance, cpu_fp8, cpu_routes
+
     cpu_batch_invariance.install()
     cpu_fp8.install()
     cpu_routes.install()

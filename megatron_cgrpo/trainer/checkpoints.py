@@ -50,7 +50,9 @@ class Manifest:
     critic: str | None = None
 
     def same_layout(self, parallel: ParallelConfig) -> bool:
-        return self.layout == parallel.model_dump(mode="json")
+        """What is sent while ranks compute does not matter; a key that an earlier release lacks had its default."""
+        ours, theirs = parallel.model_dump(), ParallelConfig.model_validate(self.layout).model_dump()
+        return ours | {"overlap": None} == theirs | {"overlap": None}
 
 
 @dataclass(frozen=True)

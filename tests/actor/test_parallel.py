@@ -38,12 +38,12 @@ def check(machine: Machine, **parallel: int) -> None:
     check_machine(model, ParallelConfig(**parallel), OptimizerConfig(), packed=True, machine=machine)
 
 
-@pytest.mark.parametrize("parallel", [{"tp": 2}, {"tp": 2, "dp": 2, "etp": 1, "ep": 4}, {"cp": 2, "etp": 2}])
+@pytest.mark.parametrize("parallel", [{"tp": 2}, {"tp": 2, "dp": 2, "etp": 1, "ep": 4}])
 def test_experts_whose_ranks_get_as_many_tokens_each_run_on_a_cpu(parallel: dict[str, int]) -> None:
     check(CPU, **parallel)
 
 
-@pytest.mark.parametrize("parallel", [{"tp": 2, "dp": 2, "ep": 2}, {"dp": 2, "etp": 2}])
+@pytest.mark.parametrize("parallel", [{"tp": 2, "dp": 2, "ep": 2}, {"dp": 4, "ep": 2, "etp": 2}])
 def test_experts_whose_ranks_get_uneven_numbers_of_tokens_are_refused_on_a_cpu(parallel: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="parallel.etp=(2|null): 2 ranks share .* gloo cannot: set parallel.etp=1"):
         check(CPU, **parallel)

@@ -146,6 +146,12 @@ def test_null_empties_a_value_and_a_bare_heading_sets_nothing(tmp_path: Path) ->
     assert recipe.rollout == Recipe().rollout
 
 
+def test_the_yes_or_no_of_an_earlier_release_is_read(tmp_path: Path) -> None:
+    old = load(tmp_path, "model.recompute=true", "parallel.overlap=true")
+    assert old.model.recompute.granularity == "full" and old.parallel.overlap.gradients
+    assert load(tmp_path, "model.recompute=false", "parallel.overlap=false") == load(tmp_path)
+
+
 def test_a_preset_may_be_written_with_dashes(tmp_path: Path) -> None:
     stages = [{"from_step": 2, "algorithm": {"preset": "ref-sft"}}]
     recipe = load(tmp_path, "algorithm.preset=released-code", stages=stages)

@@ -22,6 +22,7 @@ PRECISION_AWARE = "optimizer.precision_aware=true"
 DENSE = ModelShape(QWEN3, 8, 8, 4, 64, 512, 1024, 1024, 4096)
 MIXTURE = replace(DENSE, architecture=QWEN3_MOE, experts=Experts(count=8, per_token=2, ffn=256))
 SPLIT = ["parallel.tp=2", "parallel.sequence_parallel=true"]
+APART = [*SPLIT, "parallel.ep=2", "parallel.etp=1"]
 TENSOR = [*SPLIT, BF16, "parallel.overlap.tensor=true", "train.micro_batch_tokens=8192"]
 STAGES = ["parallel.pp=2", "parallel.vpp=2"]
 
@@ -171,6 +172,8 @@ def test_a_contradiction_is_refused(overrides: list[str], field: str, remedy: st
         (["parallel.ep=3", "parallel.dp=3"], "parallel.ep=3", "choose a divisor"),
         (["parallel.ep=4", "parallel.dp=2"], "parallel.ep=4", "choose divisors"),
         ([*SPLIT, "parallel.etp=4", "parallel.dp=2", "parallel.ep=2"], "parallel.ep=2, parallel.etp=4", "divisors"),
+        ([*SPLIT, "parallel.etp=1"], "parallel.etp=1: without expert parallelism", "leave parallel.etp out"),
+        (["parallel.cp=2", "parallel.etp=2"], "parallel.etp=2: without expert parallelism", "set parallel.ep > 1"),
         (
             ["model.implementation=local", "model.moe.grouped_gemm=true"],
             "model.moe.grouped_gemm=true",
@@ -221,7 +224,7 @@ def test_a_contradiction_among_options_of_experts_is_refused(overrides: list[str
         (replace(DENSE, ffn=1024 + 16), [*fp8("delayed"), *SPLIT], "feed-forward size 1040 is split over 2"),
         (replace(DENSE, ffn=1024 + 16), fp8("mxfp8"), "multiples of 32"),
         (replace(DENSE, heads=4, kv_heads=1, head_dim=24), [*fp8("blockwise")], None),
-        (replace(MIXTURE, experts=Experts(8, 2, 272)), [*fp8("blockwise"), *SPLIT, "parallel.etp=1"], None),
+        (replace(MIXTURE, experts=Experts(8, 2, 272)), [*fp8("blockwise"), *APART], None),
         (replace(MIXTURE, experts=Experts(8, 2, 272)), [*fp8("blockwise"), *SPLIT], "feed-forward size 272 is split"),
     ],
 )

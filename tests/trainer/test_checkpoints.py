@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_cgrpo.config.errors import CheckpointNotWritten, ConfigError
-from megatron_cgrpo.config.parallel import ParallelConfig
+from megatron_cgrpo.config.parallel import OverlapConfig, ParallelConfig
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import SamplerState
 from megatron_cgrpo.trainer.checkpoints import MANIFEST, POLICY, BaseModel, CheckpointStore, read_manifest
@@ -61,9 +61,12 @@ def test_what_was_saved_is_read_back(store: CheckpointStore, save: Save) -> None
     assert manifest.packages["megatron-core"]
 
 
-def test_the_layout_is_compared_whole(save: Save) -> None:
+def test_the_layout_is_compared_whole_but_for_what_is_sent_beside(save: Save) -> None:
     manifest = read_manifest(save(1))
     assert manifest.same_layout(RECIPE.parallel)
+    assert manifest.same_layout(RECIPE.parallel.model_copy(update={"overlap": OverlapConfig(gradients=True)}))
+    earlier = {name: manifest.layout[name] for name in ("tp", "pp", "dp", "vpp", "sequence_parallel")}
+    assert replace(manifest, layout=earlier | {"overlap": True}).same_layout(RECIPE.parallel)
     for other in ({"tp": 2}, {"tp": 3, "dp": 2}, {"tp": 2, "dp": 3, "sequence_parallel": True}):
         assert not manifest.same_layout(ParallelConfig(**other))
 
