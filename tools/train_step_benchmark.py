@@ -80,7 +80,8 @@ def measure(shape: ModelShape, options: argparse.Namespace) -> dict[str, Any]:
 
 def model_config(name: str, options: argparse.Namespace) -> ModelConfig:
     dtype = "float32" if name == "fp32" else "bfloat16"
-    fp8 = {"recipe": name, "parameters": options.fp8_parameters} if name in RECIPES else {}
+    parameters = options.fp8_parameters and name != "delayed"
+    fp8 = {"recipe": name, "parameters": parameters} if name in RECIPES else {}
     return ModelConfig(dtype=dtype, fp8=fp8, recompute={"granularity": options.recompute})
 
 
@@ -190,7 +191,7 @@ def _options() -> argparse.Namespace:
     for name, value in (sizes | {"length": 4096, "tokens": 16384, "micro-batch-tokens": 8192, "rounds": 10}).items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{value} unless given")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="all that the device has")
-    parser.add_argument("--fp8-parameters", action="store_true")
+    parser.add_argument("--fp8-parameters", action="store_true", help="but for delayed scaling, which has none")
     parser.add_argument("--recompute", choices=("none", "selective", "full"), default="none")
     parser.add_argument("--peak-tflops", type=float, help="of bfloat16; known for some GPUs")
     return parser.parse_args()
