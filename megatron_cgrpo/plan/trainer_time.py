@@ -131,6 +131,8 @@ def recomputed_share(recipe: Recipe, shape: ModelShape) -> float:
         return share * (1 - whole.head / whole.total)
     ffn = shape.layers * 6 * shape.hidden * shape.ffn / whole.total if shape.experts is None else 0.0
     parts = {"mlp": ffn, "moe": whole.experts / whole.total}
+    if shape.experts is None and recipe.model.implementation != "local":
+        parts["layernorm"] = 0.0  # part of the products
     return sum(parts.get(module, 0.03) for module in recompute.modules)
 
 
