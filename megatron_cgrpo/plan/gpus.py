@@ -7,6 +7,7 @@ H200, DGX B200 and GB200 NVL72 (2024) for nodes, links and host memory.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from megatron_cgrpo.config.errors import ConfigError
@@ -71,9 +72,9 @@ def gpu_of(
         "host_gib": host_gib,
     }
     for name, value in given.items():
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise ConfigError(
-                f"--{name.replace('_', '-')} {value:g}: is not positive: leave it out for {gpu.kind}'s own"
+                f"--{name.replace('_', '-')} {value:g}: is no positive number: leave it out for {gpu.kind}'s own"
             )
     return replace(
         gpu,

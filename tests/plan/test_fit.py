@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,9 @@ def test_launchers_refuse_with_every_sentence(tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_none_are_refused() -> None:
-    with pytest.raises(ConfigError, match="--memory-gib -1: is not positive"):
-        gpu_of("h100", memory_gib=-1)
+    for value in (-1, 0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match=f"--memory-gib {value:g}: is no positive number"):
+            gpu_of("h100", memory_gib=value)
     assert gpu_of("H100", memory_gib=94, gpus_per_node=4).memory_gib == 94
     with pytest.raises(ConfigError, match="--assume nonsense=1: is no known assumption"):
         assumptions_of(["nonsense=1"])
