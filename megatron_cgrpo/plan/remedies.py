@@ -20,6 +20,8 @@ _FULL: Change = {
     "model.recompute.method": "uniform",
     "model.recompute.layers": 1,
 }
+_OFFLOADED: Change = {"optimizer.precision_aware": True, "optimizer.offload": 1.0}
+_UTILIZATIONS = (0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
 def remedies(made: Estimate, gpus: int) -> list[str]:
@@ -29,7 +31,9 @@ def remedies(made: Estimate, gpus: int) -> list[str]:
     found = best_layouts(made, gpus, limit=1)
     if found:
         return [f"would fit: {' '.join(settings(found[0].recipe))}"]
-    if change := _first_that_fits(made, gpus, [_FULL | {"optimizer.offload": 1.0}]):
+    slow = _FULL | _OFFLOADED
+    engines = [{"rollout.gpu_memory_utilization": utilization} for utilization in _UTILIZATIONS]
+    if change := _first_that_fits(made, gpus, [slow, *(slow | each for each in engines)]):
         return [f"would fit, slowly: {_written(change)}"]
     return [f"no layout of this recipe fits on {gpus} {made.gpu.kind}: take more GPUs, or kinds with more memory"]
 
@@ -67,7 +71,7 @@ def _changes(made: Estimate) -> Iterator[Change]:
         yield {"parallel.sequence_parallel": True}
     if not recipe.optimizer.distributed:
         yield {"optimizer.distributed": True}
-    for utilization in (0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3):
+    for utilization in _UTILIZATIONS:
         if utilization != rollout.gpu_memory_utilization:
             yield {"rollout.gpu_memory_utilization": utilization}
     size = train.micro_batch_tokens // 2

@@ -38,11 +38,11 @@ def test_each_shortfall_is_named() -> None:
     assert "--gpus 8: the recipe takes 16, 8 trainer ranks" in problems(gpus=8, **GOOD)
     assert "have to be on one node" in problems(**GOOD | {"rollout": {"tensor_parallel": 16}})
     assert "leave nothing of" in problems(**GOOD | {"rollout": {"engines": 8, "gpu_memory_utilization": 0.2}})
-    short = GOOD["rollout"] | {"max_response_tokens": 200_000}
-    assert "a refinement may need 402,048" in problems(**GOOD | {"rollout": short})
+    short = GOOD["rollout"] | {"max_response_tokens": 19_000, "gpu_memory_utilization": 0.3}
+    assert "a refinement may need 40,048" in problems(**GOOD | {"rollout": short})
     colocated = GOOD["rollout"] | {"placement": "colocated"}
     assert "that the trainer keeps" in problems(**GOOD | {"rollout": colocated})
-    offloaded = planned(recipe(**GOOD, optimizer={"offload": 1.0}), gpu="h100")
+    offloaded = planned(recipe(**GOOD, optimizer={"precision_aware": True, "offload": 1.0}), gpu="h100")
     small = estimate(offloaded.recipe, offloaded.shape, gpu_of("h100", host_gib=64), offloaded.assume)
     assert "GiB of host memory" in "\n".join(unfit(small, 16))
 
@@ -70,6 +70,18 @@ def test_the_remedy_named_is_the_cheapest_and_fits(sections: dict[str, Any], rem
     assert sentence.startswith("would fit: ") and remedy in sentence
     changed = with_settings(made.recipe, sentence.removeprefix("would fit: ").split())
     assert fits(estimate(changed, made.shape, made.gpu, made.assume), 16)
+
+
+@pytest.mark.parametrize("placement", ["separate", "colocated"])
+def test_states_go_to_the_host_where_nothing_else_fits(placement: str) -> None:
+    """18 bytes a parameter of Qwen3-8B are 137 GiB, the 6 that stay 46; two H100 have 158."""
+    ranks = 1 if placement == "separate" else 2
+    made = planned(recipe(rollout={"placement": placement, "engines": ranks}, parallel={"tp": ranks}))
+    [sentence] = remedies(made, 2)
+    assert "optimizer.precision_aware=true optimizer.offload=1.0" in sentence
+    changed = with_settings(made.recipe, sentence.removeprefix("would fit, slowly: ").split())
+    check_recipe(changed, made.shape)
+    assert fits(estimate(changed, made.shape, made.gpu, made.assume), 2)
 
 
 def test_what_no_layout_can_run_is_said_to_need_more() -> None:
