@@ -70,13 +70,19 @@ def _engine(made: Estimate) -> Iterator[str]:
 
 
 def _host(made: Estimate) -> Iterator[str]:
-    host, gpu = made.host, made.gpu
-    if host.total > gpu.host_gib:
-        yield (
-            f"optimizer.offload={made.recipe.optimizer.offload:g}: a node needs {host.total:.0f} GiB of host memory, "
-            f"{host.checkpoint:.0f} for a checkpoint and {host.offload:.0f} for what is offloaded, and has "
-            f"{gpu.host_gib:g}: lower it, raise parallel.pp, or take nodes with more"
-        )
+    host, gpu, recipe = made.host, made.gpu, made.recipe
+    if host.total <= gpu.host_gib:
+        return
+    needs = (
+        f"a node needs {host.total:.0f} GiB of host memory, {host.processes:.0f} for processes, {host.checkpoint:.0f} "
+        f"to gather a checkpoint and {host.offload:.0f} for what is offloaded, and has {gpu.host_gib:g}"
+    )
+    if max(host.offload, host.checkpoint) < host.processes:
+        yield f"--gpu {gpu.kind}: {needs}: take nodes with more"
+    elif host.offload > host.checkpoint:
+        yield f"optimizer.offload={recipe.optimizer.offload:g}: {needs}: lower it, or take nodes with more"
+    else:
+        yield f"parallel.pp={recipe.parallel.pp}: {needs}: raise it, or take nodes with more"
 
 
 def layout(recipe: Recipe) -> str:

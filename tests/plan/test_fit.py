@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.loading import load_recipe
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.plan.assumptions import Assumptions, assumptions_of
-from megatron_cgrpo.plan.estimate import devices, estimate
+from megatron_cgrpo.plan.estimate import Estimate, devices, estimate
 from megatron_cgrpo.plan.fit import refuse_unfit
 from megatron_cgrpo.plan.gpus import gpu_of
 from megatron_cgrpo.plan.layouts import best_layouts, settings
@@ -43,8 +44,23 @@ def test_each_shortfall_is_named() -> None:
     colocated = GOOD["rollout"] | {"placement": "colocated"}
     assert "that the trainer keeps" in problems(**GOOD | {"rollout": colocated})
     offloaded = planned(recipe(**GOOD, optimizer={"precision_aware": True, "offload": 1.0}), gpu="h100")
-    small = estimate(offloaded.recipe, offloaded.shape, gpu_of("h100", host_gib=64), offloaded.assume)
-    assert "GiB of host memory" in "\n".join(unfit(small, 16))
+    assert host_problem(offloaded, 160).startswith("optimizer.offload=1: a node needs ")
+
+
+def test_what_fills_host_memory_is_what_is_named() -> None:
+    """All four shards begin on the first node, where Megatron gathers their states: 12 bytes a parameter."""
+    checkpoint = host_problem(planned(recipe(**GOOD)), 100)
+    assert checkpoint.startswith("parallel.pp=1: a node needs ") and "92 to gather a checkpoint" in checkpoint
+    assert "raise it" in checkpoint
+    half = planned(recipe(parallel=GOOD["parallel"] | {"pp": 2, "dp": 1}, rollout={"engines": 8}))
+    assert half.host.checkpoint < 0.6 * 92, "the remedy helps"
+    processes = host_problem(planned(recipe(**GOOD), host_base_gib=20), 100)
+    assert processes.startswith("--gpu h100: a node needs ") and processes.endswith("take nodes with more")
+
+
+def host_problem(made: Estimate, host_gib: float) -> str:
+    [problem] = unfit(replace(made, gpu=gpu_of("h100", host_gib=host_gib)), 16)
+    return problem
 
 
 @pytest.mark.parametrize(
