@@ -28,9 +28,9 @@ def remedies(made: Estimate, gpus: int) -> list[str]:
     """One sentence: the first single change that fits, in the order of what it costs; else the fastest layout."""
     if change := _first_that_fits(made, gpus, _changes(made)):
         return [f"would fit: {_written(change)}"]
-    found = best_layouts(made, gpus, limit=1)
-    if found:
-        return [f"would fit: {' '.join(settings(found[0].recipe))}"]
+    for found in best_layouts(made, gpus, limit=1):
+        fewer = "" if found.gpus == gpus else f", {found.gpus} of {gpus} GPUs would be used"
+        return [f"would fit{fewer}: {' '.join(settings(found.recipe))}"]
     slow = _FULL | _OFFLOADED
     engines = [{"rollout.gpu_memory_utilization": utilization} for utilization in _UTILIZATIONS]
     if change := _first_that_fits(made, gpus, [slow, *(slow | each for each in engines)]):

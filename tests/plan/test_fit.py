@@ -100,6 +100,24 @@ def test_states_go_to_the_host_where_nothing_else_fits(placement: str) -> None:
     assert fits(estimate(changed, made.shape, made.gpu, made.assume), 2)
 
 
+@pytest.mark.parametrize("placement", ["colocated", "separate"])
+def test_an_odd_number_of_gpus_leaves_some_idle(placement: str) -> None:
+    """63 divide among no engines of several GPUs, which 32B needs."""
+    made = planned(recipe(rollout={"placement": placement}), "Qwen3-32B", "h100")
+    [sentence] = remedies(made, 63)
+    assert sentence.startswith("would fit, 56 of 63 GPUs would be used: ")
+    changed = with_settings(made.recipe, sentence.partition(": ")[2].split())
+    check_recipe(changed, made.shape)
+    assert devices(changed) == 56
+    assert fits(estimate(changed, made.shape, made.gpu, made.assume), 63)
+
+
+def test_critics_leave_the_rest_to_layouts() -> None:
+    model = {"path": "models/critic", "engines": 1, "tensor_parallel": 4}
+    made = planned(recipe(critic={"source": "model", "model": model}), "Qwen3-8B", "h100")
+    assert {each.gpus for each in best_layouts(made, 16, limit=3)} == {16}
+
+
 def test_what_no_layout_can_run_is_said_to_need_more() -> None:
     made = planned(recipe(), "Qwen3-32B", "l40s")
     assert remedies(made, 2) == ["no layout of this recipe fits on 2 l40s: take more GPUs, or kinds with more memory"]
