@@ -10,18 +10,10 @@ import torch
 
 from megatron_cgrpo.actor.model import uses_transformer_engine
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.fp8_gpus import trainer_fp8_problems
 from megatron_cgrpo.config.model import ModelConfig
 from megatron_cgrpo.config.optimizer import OptimizerConfig
 from megatron_cgrpo.config.parallel import ParallelConfig
-
-_CAPABILITIES = {
-    "delayed": ((8, 9), (13, 0)),
-    "tensorwise": ((8, 9), (13, 0)),
-    "blockwise": ((9, 0), (13, 0)),
-    "mxfp8": ((10, 0), (12, 0)),
-}
-"""Compute capabilities, the second excluded, that Transformer Engine has a recipe's products for: Ada, Hopper,
-Blackwell. Of those from 12.0 on it lacks some of MXFP8."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +67,10 @@ def _implementation(model: ModelConfig, packed: bool, machine: Machine) -> Itera
 def _fp8(model: ModelConfig, machine: Machine) -> Iterator[str]:
     if not model.fp8.enabled:
         return
-    field = f"model.fp8.recipe={model.fp8.recipe}"
     if machine.capability is None:
-        yield f"{field}: FP8 products exist on GPUs only: set model.fp8.recipe=none"
+        yield f"model.fp8.recipe={model.fp8.recipe}: FP8 products exist on GPUs only: set model.fp8.recipe=none"
         return
-    lowest, beyond = _CAPABILITIES[model.fp8.recipe]
-    if not lowest <= machine.capability < beyond:
-        major, minor = machine.capability
-        yield (
-            f"{field}: needs GPUs of compute capability {lowest[0]}.{lowest[1]} or more and less than {beyond[0]}.0, "
-            f"these have {major}.{minor}: choose another recipe"
-        )
+    yield from trainer_fp8_problems(model.fp8, machine.capability)
 
 
 def _cuda_only(

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from megatron_cgrpo.config.fp8_gpus import engine_fp8_problems, trainer_fp8_problems
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.plan.estimate import Estimate
 
 
 def unfit(made: Estimate, gpus: int) -> list[str]:
     """Sentences of what cannot run, each with field and value; empty where everything fits."""
-    return [*_devices(made, gpus), *_trainer(made), *_engine(made), *_host(made)]
+    return [*fp8_missing(made), *_devices(made, gpus), *_trainer(made), *_engine(made), *_host(made)]
+
+
+def fp8_missing(made: Estimate) -> list[str]:
+    """Sentences of what would be computed in FP8 that this kind of GPU cannot; empty where it can."""
+    recipe, gpu = made.recipe, made.gpu
+    trainer = trainer_fp8_problems(recipe.model.fp8, gpu.capability, gpu.kind)
+    return [*trainer, *engine_fp8_problems(recipe.rollout, gpu.capability, gpu.kind)]
 
 
 def fits(made: Estimate, gpus: int) -> bool:

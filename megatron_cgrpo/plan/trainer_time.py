@@ -151,7 +151,7 @@ def _optimizer_seconds(recipe: Recipe, shape: ModelShape, assume: Assumptions, g
     """Reads and writes every state once, and reads gradients; what is offloaded also travels both ways."""
     parallel = recipe.parallel
     counts = [rank_parameters(shape, parallel, stage) for stage in range(parallel.pp)]
-    here, away = (max(states) for states in zip(*(optimizer_bytes(count, recipe) for count in counts), strict=True))
+    here, away = max(optimizer_bytes(count, recipe) for count in counts)
     gradients = 4.0 * max(count.total for count in counts)
     on_device = (2 * here + 2 * gradients) / (gpu.memory_bandwidth * assume.memory_efficiency)
     return on_device + away / assume.offload_bandwidth + 3 * away / assume.host_memory_bandwidth

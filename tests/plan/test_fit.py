@@ -88,6 +88,41 @@ def test_the_remedy_named_is_the_cheapest_and_fits(sections: dict[str, Any], rem
     assert fits(estimate(changed, made.shape, made.gpu, made.assume), 16)
 
 
+FP8_ENGINES = {"quantization": "fp8", "kv_cache_dtype": "fp8"}
+CORRECTED = {"correction": {"mode": "token_truncate"}}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "fp8", "missing"),
+    [
+        ("a100-80gb", "tensorwise", ["model.fp8.recipe=tensorwise: needs GPUs of compute capability 8.9 or more"]),
+        ("h200", "mxfp8", ["model.fp8.recipe=mxfp8: needs GPUs of compute capability 10.0 or more"]),
+        ("l40s", "blockwise", ["model.fp8.recipe=blockwise: needs GPUs of compute capability 9.0 or more"]),
+        ("a100-80gb", "none", ["rollout.quantization=fp8: needs GPUs", "rollout.kv_cache_dtype=fp8: needs GPUs"]),
+        ("h100", "blockwise", []),
+        ("b200", "mxfp8", []),
+    ],
+)
+def test_what_a_gpu_cannot_compute_does_not_fit(gpu: str, fp8: str, missing: list[str]) -> None:
+    """As the machine itself would refuse it."""
+    engines = FP8_ENGINES if fp8 == "none" else {}
+    good = {"parallel": {"tp": 8, "dp": 2, "sequence_parallel": True}, "rollout": {"engines": 8} | engines}
+    made = planned(recipe(**good, model={"fp8": {"recipe": fp8}}, algorithm=CORRECTED), gpu=gpu)
+    found = unfit(made, 24)
+    assert len(found) == len(missing)
+    assert all(said.startswith(start) for said, start in zip(found, missing, strict=True))
+    assert all(gpu in said and ("none" in said or "auto" in said) for said in found)
+    if missing:
+        [sentence] = remedies(made, 24)
+        changed = with_settings(made.recipe, sentence.removeprefix("would fit: ").split())
+        assert fits(estimate(changed, made.shape, made.gpu, made.assume), 24)
+
+
+def test_layouts_are_no_remedy_for_products_that_a_gpu_has_not() -> None:
+    made = planned(recipe(rollout=FP8_ENGINES, algorithm=CORRECTED), gpu="a100-80gb")
+    assert len(unfit(made, 16)) > 2 and remedies(made, 16) == []
+
+
 @pytest.mark.parametrize("placement", ["separate", "colocated"])
 def test_states_go_to_the_host_where_nothing_else_fits(placement: str) -> None:
     """18 bytes a parameter of Qwen3-8B are 137 GiB, the 6 that stay 46; two H100 have 158."""
