@@ -10,18 +10,11 @@ import torch
 
 from megatron_cgrpo.actor.model import uses_transformer_engine
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.fp8_gpus import trainer_fp8_problems
 from megatron_cgrpo.config.model import ModelConfig
 from megatron_cgrpo.config.optimizer import OptimizerConfig
 from megatron_cgrpo.config.parallel import ParallelConfig
 
-_CAPABILITIES = {
-    "delayed": ((8, 9), (13, 0)),
-    "tensorwise": ((8, 9), (13, 0)),
-    "blockwise": ((9, 0), (13, 0)),
-    "mxfp8": ((10, 0), (12, 0)),
-}
-"""Compute capabilities, the second excluded, that Transformer Engine has a recipe's products for: Ada, Hopper,
-Blackwell. Of those from 12.0 on it lacks some of MXFP8."""
 _BLOCKWISE_CUDA = (12, 9)
 """The first CUDA whose cuBLAS multiplies tensors with a scale per block."""
 
@@ -86,22 +79,15 @@ def _implementation(model: ModelConfig, parallel: ParallelConfig, packed: bool, 
 def _fp8(model: ModelConfig, machine: Machine) -> Iterator[str]:
     if not model.fp8.enabled:
         return
-    field = f"model.fp8.recipe={model.fp8.recipe}"
     if machine.capability is None:
-        yield f"{field}: FP8 products exist on GPUs only: set model.fp8.recipe=none"
+        yield f"model.fp8.recipe={model.fp8.recipe}: FP8 products exist on GPUs only: set model.fp8.recipe=none"
         return
-    lowest, beyond = _CAPABILITIES[model.fp8.recipe]
-    if not lowest <= machine.capability < beyond:
-        major, minor = machine.capability
-        yield (
-            f"{field}: needs GPUs of compute capability {lowest[0]}.{lowest[1]} or more and less than {beyond[0]}.0, "
-            f"these have {major}.{minor}: choose another recipe"
-        )
+    yield from trainer_fp8_problems(model.fp8, machine.capability)
     if model.fp8.recipe == "blockwise" and machine.cuda_version < _BLOCKWISE_CUDA:
         found = ".".join(map(str, machine.cuda_version)) or "none"
         yield (
-            f"{field}: needs CUDA {_BLOCKWISE_CUDA[0]}.{_BLOCKWISE_CUDA[1]} or newer, torch was built with {found}: "
-            "install a newer build of torch, or choose another recipe"
+            f"model.fp8.recipe=blockwise: needs CUDA {_BLOCKWISE_CUDA[0]}.{_BLOCKWISE_CUDA[1]} or newer, torch was "
+            f"built with {found}: install a newer build of torch, or choose another recipe"
         )
 
 

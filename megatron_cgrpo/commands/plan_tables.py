@@ -88,6 +88,7 @@ def time_table(made: Estimate) -> Table:
 def layout_table(layouts: Sequence[Estimate]) -> Table:
     table = Table(
         "layout",
+        "GPUs",
         "recompute",
         "engines",
         "utilization",
@@ -97,12 +98,13 @@ def layout_table(layouts: Sequence[Estimate]) -> Table:
         "s a step",
         title="layouts that fit, best first",
     )
-    for column in table.columns[3:]:
+    for column in (table.columns[1], *table.columns[4:]):
         column.justify = "right"
     for made in layouts:
         rollout, recompute = made.recipe.rollout, made.recipe.model.recompute
         table.add_row(
             layout(made.recipe),
+            str(made.gpus),
             recompute.granularity,
             f"{rollout.engines} x {rollout.tensor_parallel}",
             f"{rollout.gpu_memory_utilization:g}",

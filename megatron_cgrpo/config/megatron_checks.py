@@ -160,6 +160,11 @@ def _dense(recipe: Recipe) -> Iterator[str]:
         for module in recompute.modules:
             if module in ("moe", "moe_act"):
                 yield f"model.recompute.modules={module}: the model has no experts: choose other modules"
+            if module == "layernorm" and recipe.model.implementation == "transformer_engine":
+                yield (
+                    "model.recompute.modules=layernorm: Transformer Engine's norms before dense products are part of "
+                    "these, so nothing would be computed again: leave it out"
+                )
 
 
 def _experts(recipe: Recipe, model: ModelShape) -> Iterator[str]:

@@ -16,38 +16,46 @@ from megatron_cgrpo.config.shape import ModelShape
 
 
 @dataclass(frozen=True)
-class LayerActivations:
-    """Bytes a token of the whole sequence that one layer keeps on one rank, by part; ``input`` is the layer's own.
+class Part:
+    """Bytes a token of the whole sequence that a part of a layer keeps on one rank.
 
-    ``compressible`` are the inputs of matrix products, which FP8 keeps at a byte each.
+    ``inputs`` of them are those of matrix products, which FP8 keeps at a byte an element. Recomputing any of
+    ``modules`` drops the part.
     """
 
+    size: float
+    inputs: float = 0.0
+    modules: tuple[str, ...] = ()
+
+    def kept(self, fp8: bool) -> float:
+        return self.size - (self.inputs / 2 if fp8 else 0)
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """Of one layer on one rank, bytes a token of the whole sequence; ``input`` is the layer's own."""
+
     input: float
-    norms: float
-    attention: float
-    attention_core: float
-    feed_forward: float
-    activation: float
-    experts: float
-    compressible: float
+    parts: tuple[Part, ...]
 
     @property
     def total(self) -> float:
-        return self.input + self.norms + self.attention + self.feed_forward + self.experts
+        return sum(part.size for part in self.parts)
 
     def kept(self, model: ModelConfig) -> float:
         """After recomputation of single modules, and with FP8's copies instead of the originals."""
-        left = self.total
-        if model.recompute.granularity == "selective":
-            modules = set(model.recompute.modules)
-            left -= self.attention_core * ("core_attn" in modules) + self.norms * ("layernorm" in modules)
-            left -= self.feed_forward * ("mlp" in modules) + self.experts * ("moe" in modules)
-            left -= self.activation * ("moe_act" in modules and "moe" not in modules)
-        return left - (self.compressible / 2 if model.fp8.enabled else 0)
+        return sum(part.kept(model.fp8.enabled) for part in self.parts if not _recomputed(part, model))
 
     def recomputed(self, model: ModelConfig) -> float:
         """What exists once more while a layer's backward pass runs."""
-        return self.total if model.recompute.granularity == "full" else self.total - self.kept(model)
+        if model.recompute.granularity == "full":
+            return self.total
+        return sum(part.size for part in self.parts if _recomputed(part, model))
+
+
+def _recomputed(part: Part, model: ModelConfig) -> bool:
+    recompute = model.recompute
+    return recompute.granularity == "selective" and any(module in recompute.modules for module in part.modules)
 
 
 def layer_activations(
@@ -62,29 +70,31 @@ def layer_activations(
     query = size * shape.heads * shape.head_dim / tp * tokens
     value = size * max(shape.kv_heads / tp, 1) * shape.head_dim * tokens
     heads = 4 * shape.heads / tp * tokens
-    norms = hidden * (2 if te else 4)
+    norm = hidden if te else 2 * hidden
     # Local layers keep their rotary tables, cosine and sine for Q and for K, in float32.
     rotary = 0.0 if te else 16 * shape.head_dim * tokens
     attention = (3 if te else 4) * query + 3 * value + heads + rotary
     if shape.qk_norm:
         attention += (1 if te else 2) * query + value + heads
-    feed_forward = experts = activation = 0.0
-    compressible = norms + query
+    core = 0.0 if te else query + heads
+    # Transformer Engine's norms before dense products are part of these, and are recomputed with them only.
+    first, second = ((), ("mlp",)) if te else (("layernorm",), ("layernorm",))
+    parts = [Part(2 * hidden), Part(norm, norm, first), Part(attention - core, query), Part(core, 0.0, ("core_attn",))]
     if shape.experts is None:
         ffn = size * shape.ffn / tp * tokens
-        feed_forward, compressible = (3 if te else 5) * ffn, compressible + ffn
+        parts += [Part(norm, norm, second), Part((3 if te else 5) * ffn, ffn, ("mlp",))]
     else:
         routed = shape.experts.per_token * imbalance * spread
         # The ranks that share an expert's matrices all see its tokens.
         gathered = size * shape.hidden * routed * parallel.expert_tp
-        activation = size * shape.experts.ffn * routed * (1 if te else 3)
+        ffn = size * shape.experts.ffn * routed
         router = 10 * shape.experts.count * spread
-        experts = gathered + activation + (2 if te else 3) * size * shape.experts.ffn * routed + router
-        compressible += gathered + size * shape.experts.ffn * routed
-    core = 0.0 if te else query + heads
-    return LayerActivations(
-        hidden * 2, norms, attention, core, feed_forward, activation, experts, compressible if te else 0.0
-    )
+        parts += [
+            Part(norm, 0.0, ("layernorm",)),  # read by the router, and by products only once it is gathered
+            Part(gathered + (2 if te else 3) * ffn + router, gathered, ("moe",)),
+            Part((1 if te else 3) * ffn, ffn, ("moe", "moe_act")),
+        ]
+    return LayerActivations(hidden, tuple(parts))
 
 
 def in_flight(parallel: ParallelConfig, stage: int, micro_batches: int) -> float:
@@ -116,10 +126,10 @@ def stage_activations(
     whole, working = layers * layer.kept(model), layer.recomputed(model)
     if recompute.granularity == "full":
         group = min(recompute.layers, layers // chunks)
-        single = layer.input / 2  # of the two norms' inputs, the first
+        single = layer.input
         if recompute.method == "uniform":
             whole, working = -(-layers // group) * single, group * layer.total
         else:
             light = chunks * group
-            whole = light * single + (layers - light) * layer.total
+            whole = light * single + (layers - light) * layer.kept(model)
     return whole * in_flight(parallel, stage, micro_batches), working

@@ -90,6 +90,7 @@ def _critique(made: Estimate) -> dict[str, float]:
 def _layout(made: Estimate) -> dict[str, Any]:
     return {
         "settings": settings(made.recipe),
+        "gpus": made.gpus,
         "step": made.time.step,
         "mfu": made.time.trainer.mfu,
         "training_peak": made.training_peak,

@@ -7,9 +7,11 @@ H200, DGX B200 and GB200 NVL72 (2024) for nodes, links and host memory.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from megatron_cgrpo.config.errors import ConfigError
+from megatron_cgrpo.config.fp8_gpus import Capability
 
 GIB = 1 << 30
 
@@ -19,6 +21,7 @@ class Gpu:
     """Memory in GiB, as the driver reports it; FLOP/s; bandwidths in bytes/s of one GPU and one direction."""
 
     kind: str
+    capability: Capability
     memory_gib: float
     bf16_flops: float
     fp8_flops: float
@@ -37,17 +40,17 @@ class Gpu:
         return self.memory_gib * GIB
 
 
-# Without FP8 units (A100) products in FP8 are not faster: the rate is that of bf16.
+# A100 has no FP8 products, which plans refuse: the rate is that of bf16.
 _KINDS = (
-    #    kind          GiB    bf16     fp8      HBM      link    Gb/s  node  host
-    Gpu("a100-40gb", 39.4, 312e12, 312e12, 1.555e12, 300e9, 200, 8, 1000),
-    Gpu("a100-80gb", 79.2, 312e12, 312e12, 2.039e12, 300e9, 200, 8, 2000),
-    Gpu("l40s", 44.5, 362e12, 733e12, 0.864e12, 32e9, 100, 8, 1000),
-    Gpu("h100", 79.1, 989e12, 1979e12, 3.35e12, 450e9, 400, 8, 2000),
-    Gpu("h200", 139.8, 989e12, 1979e12, 4.8e12, 450e9, 400, 8, 2000),
-    Gpu("b200", 178.0, 2250e12, 4500e12, 8.0e12, 900e9, 400, 8, 4000),
+    #    kind         compute  GiB   bf16     fp8      HBM      link    Gb/s  node  host
+    Gpu("a100-40gb", (8, 0), 39.4, 312e12, 312e12, 1.555e12, 300e9, 200, 8, 1000),
+    Gpu("a100-80gb", (8, 0), 79.2, 312e12, 312e12, 2.039e12, 300e9, 200, 8, 2000),
+    Gpu("l40s", (8, 9), 44.5, 362e12, 733e12, 0.864e12, 32e9, 100, 8, 1000),
+    Gpu("h100", (9, 0), 79.1, 989e12, 1979e12, 3.35e12, 450e9, 400, 8, 2000),
+    Gpu("h200", (9, 0), 139.8, 989e12, 1979e12, 4.8e12, 450e9, 400, 8, 2000),
+    Gpu("b200", (10, 0), 178.0, 2250e12, 4500e12, 8.0e12, 900e9, 400, 8, 4000),
     # Of an NVL72 rack a compute tray is a node; all of the rack is on NVLink, which a tray's four GPUs understate.
-    Gpu("gb200", 184.0, 2500e12, 5000e12, 8.0e12, 900e9, 400, 4, 960),
+    Gpu("gb200", (10, 0), 184.0, 2500e12, 5000e12, 8.0e12, 900e9, 400, 4, 960),
 )
 GPUS = {gpu.kind: gpu for gpu in _KINDS}
 
@@ -71,9 +74,9 @@ def gpu_of(
         "host_gib": host_gib,
     }
     for name, value in given.items():
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise ConfigError(
-                f"--{name.replace('_', '-')} {value:g}: is not positive: leave it out for {gpu.kind}'s own"
+                f"--{name.replace('_', '-')} {value:g}: is no positive number: leave it out for {gpu.kind}'s own"
             )
     return replace(
         gpu,

@@ -50,13 +50,10 @@ def host_memory(recipe: Recipe, shape: ModelShape, assume: Assumptions, gpu: Gpu
     """
     parallel = recipe.parallel
     ranks = min(gpu.gpus_per_node, parallel.world_size)
-    gathered = max(_staged(recipe, rank_parameters(shape, parallel, stage), ranks) for stage in range(parallel.pp))
-    offload = 0.0
-    if recipe.optimizer.offload:
-        # The states, and the gradients and parameters that are updated with them.
-        stages = [rank_parameters(shape, parallel, stage) for stage in range(parallel.pp)]
-        largest = max(optimizer_bytes(count, recipe) for count in stages)
-        offload = 1.5 * ranks * recipe.optimizer.offload * largest
+    stages = [rank_parameters(shape, parallel, stage) for stage in range(parallel.pp)]
+    gathered = max(_staged(recipe, count, ranks) for count in stages)
+    # The states, and the gradients and parameters that are updated with them.
+    offload = 1.5 * ranks * max(optimizer_bytes(count, recipe)[1] for count in stages)
     workers = ranks * (2 if recipe.rollout.colocated else 1)
     file_sync = 2 * (512 << 20) if recipe.sync.backend == "file" else 0
     return HostMemory(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 
 from megatron_cgrpo.config.checks import check_recipe
 from megatron_cgrpo.config.errors import ConfigError
@@ -42,21 +42,23 @@ def best_layouts(made: Estimate, gpus: int, limit: int = 10) -> list[Estimate]:
     """At most ``limit`` layouts that fit, those with the shortest predicted step first.
 
     Varied are every axis of ``parallel``, recomputation, and the engines; in ``separate`` placement also how many GPUs
-    train. The recipe's micro-batches, precision and options stay as they are.
+    train. Where their number is odd some stay idle. The recipe's micro-batches, precision and options stay as they are.
     """
     found: list[Estimate] = []
-    for ranks in _splits(made, gpus):
-        engines = _best_engines(made, gpus if made.recipe.rollout.colocated else gpus - ranks)
-        trainers = sorted(_trainers(made, ranks), key=lambda pair: pair[0])[:_CHECKED]
-        kept = 0
-        for _, trainer in trainers:
-            planned = _first_that_fits(made, trainer, engines, gpus)
-            if planned is not None:
-                found.append(planned)
-                kept += 1
-            if kept == max(limit, _KEPT):
-                break
+    for total in _totals(made, gpus):
+        for ranks, left in _splits(made, total):
+            found += _of_split(made, ranks, left, gpus, max(limit, _KEPT))
+        if found and total % made.gpu.gpus_per_node == 0:
+            break
     return sorted(found, key=_rank)[:limit]
+
+
+def _of_split(made: Estimate, ranks: int, engine_gpus: int, gpus: int, kept: int) -> list[Estimate]:
+    """With so many trainer ranks and GPUs for engines; those that train fastest, at most ``kept``."""
+    engines = _best_engines(made, engine_gpus)
+    trainers = sorted(_trainers(made, ranks), key=lambda pair: pair[0])[:_CHECKED]
+    planned = (_first_that_fits(made, trainer, engines, gpus) for _, trainer in trainers)
+    return list(islice((each for each in planned if each is not None), kept))
 
 
 def _rank(made: Estimate) -> tuple[int, int, float]:
@@ -84,17 +86,22 @@ def _optional(parallel: ParallelConfig) -> list[tuple[str, int | None]]:
     return [("vpp", parallel.vpp), ("etp", parallel.etp)]
 
 
-def _splits(made: Estimate, gpus: int) -> list[int]:
-    """Numbers of trainer ranks to try: all, or from an eighth to seven, in whole nodes where there are several."""
-    recipe = made.recipe
-    critics = devices(
-        recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"placement": "colocated"})})
-    )
-    left = gpus - (critics - recipe.parallel.world_size)
-    if recipe.rollout.colocated:
-        return [left]
-    unit = made.gpu.gpus_per_node if left >= 2 * made.gpu.gpus_per_node else 1
-    return [ranks for ranks in range(unit, left, unit) if ranks * 8 >= left]
+def _totals(made: Estimate, gpus: int) -> list[int]:
+    """Numbers of GPUs for trainer and engines to try: all that critics leave, then whole nodes, then a power of two."""
+    recipe, node = made.recipe, made.gpu.gpus_per_node
+    own = recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"placement": "colocated"})})
+    left = gpus - (devices(own) - recipe.parallel.world_size)
+    if left < 1:
+        return []
+    return list(dict.fromkeys(total for total in (left, left - left % node, 1 << left.bit_length() - 1) if total))
+
+
+def _splits(made: Estimate, total: int) -> list[tuple[int, int]]:
+    """Trainer ranks and engines' GPUs: all for both, or an eighth to seven, in whole nodes where there are several."""
+    if made.recipe.rollout.colocated:
+        return [(total, total)]
+    unit = made.gpu.gpus_per_node if total >= 2 * made.gpu.gpus_per_node else 1
+    return [(ranks, total - ranks) for ranks in range(unit, total, unit) if ranks * 8 >= total]
 
 
 def _best_engines(made: Estimate, gpus: int) -> list[Engines]:

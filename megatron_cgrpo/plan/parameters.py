@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.config.shape import ModelShape
@@ -24,6 +25,7 @@ class Parameters:
         return self.dense + self.experts
 
 
+@cache
 def whole_model(shape: ModelShape) -> Parameters:
     """As a Hugging Face checkpoint counts them: no padding, a tied embedding once."""
     return rank_parameters(shape, ParallelConfig(), 0)

@@ -11,7 +11,7 @@ from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.shape import ModelShape
 from megatron_cgrpo.plan.estimate import Estimate, estimate
 from megatron_cgrpo.plan.layouts import best_layouts, settings
-from megatron_cgrpo.plan.shortfalls import fits
+from megatron_cgrpo.plan.shortfalls import fits, fp8_missing
 
 Change = dict[str, Any]
 
@@ -20,16 +20,22 @@ _FULL: Change = {
     "model.recompute.method": "uniform",
     "model.recompute.layers": 1,
 }
+_OFFLOADED: Change = {"optimizer.precision_aware": True, "optimizer.offload": 1.0}
+_UTILIZATIONS = (0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
 def remedies(made: Estimate, gpus: int) -> list[str]:
-    """One sentence: the first single change that fits, in the order of what it costs; else the fastest layout."""
+    """At most one sentence: the first change that fits, in the order of what it costs; else the fastest layout."""
     if change := _first_that_fits(made, gpus, _changes(made)):
         return [f"would fit: {_written(change)}"]
-    found = best_layouts(made, gpus, limit=1)
-    if found:
-        return [f"would fit: {' '.join(settings(found[0].recipe))}"]
-    if change := _first_that_fits(made, gpus, [_FULL | {"optimizer.offload": 1.0}]):
+    if fp8_missing(made):
+        return []  # no layout helps: what is missing is said with its remedy
+    for found in best_layouts(made, gpus, limit=1):
+        fewer = "" if found.gpus == gpus else f", {found.gpus} of {gpus} GPUs would be used"
+        return [f"would fit{fewer}: {' '.join(settings(found.recipe))}"]
+    slow = _FULL | _OFFLOADED
+    engines = [{"rollout.gpu_memory_utilization": utilization} for utilization in _UTILIZATIONS]
+    if change := _first_that_fits(made, gpus, [slow, *(slow | each for each in engines)]):
         return [f"would fit, slowly: {_written(change)}"]
     return [f"no layout of this recipe fits on {gpus} {made.gpu.kind}: take more GPUs, or kinds with more memory"]
 
@@ -63,11 +69,13 @@ def _changes(made: Estimate) -> Iterator[Change]:
     """From what costs nothing to what costs speed."""
     recipe = made.recipe
     parallel, train, rollout = recipe.parallel, recipe.train, recipe.rollout
+    if fp8_missing(made):
+        yield {"model.fp8.recipe": "none", "rollout.quantization": "none", "rollout.kv_cache_dtype": "auto"}
     if parallel.tp > 1 and not parallel.sequence_parallel:
         yield {"parallel.sequence_parallel": True}
     if not recipe.optimizer.distributed:
         yield {"optimizer.distributed": True}
-    for utilization in (0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3):
+    for utilization in _UTILIZATIONS:
         if utilization != rollout.gpu_memory_utilization:
             yield {"rollout.gpu_memory_utilization": utilization}
     size = train.micro_batch_tokens // 2

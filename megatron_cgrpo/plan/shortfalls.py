@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from megatron_cgrpo.config.fp8_gpus import engine_fp8_problems, trainer_fp8_problems
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.plan.estimate import Estimate
 
 
 def unfit(made: Estimate, gpus: int) -> list[str]:
     """Sentences of what cannot run, each with field and value; empty where everything fits."""
-    return [*_devices(made, gpus), *_trainer(made), *_engine(made), *_host(made)]
+    return [*fp8_missing(made), *_devices(made, gpus), *_trainer(made), *_engine(made), *_host(made)]
+
+
+def fp8_missing(made: Estimate) -> list[str]:
+    """Sentences of what would be computed in FP8 that this kind of GPU cannot; empty where it can."""
+    recipe, gpu = made.recipe, made.gpu
+    trainer = trainer_fp8_problems(recipe.model.fp8, gpu.capability, gpu.kind)
+    return [*trainer, *engine_fp8_problems(recipe.rollout, gpu.capability, gpu.kind)]
 
 
 def fits(made: Estimate, gpus: int) -> bool:
@@ -70,13 +78,19 @@ def _engine(made: Estimate) -> Iterator[str]:
 
 
 def _host(made: Estimate) -> Iterator[str]:
-    host, gpu = made.host, made.gpu
-    if host.total > gpu.host_gib:
-        yield (
-            f"optimizer.offload={made.recipe.optimizer.offload:g}: a node needs {host.total:.0f} GiB of host memory, "
-            f"{host.checkpoint:.0f} for a checkpoint and {host.offload:.0f} for what is offloaded, and has "
-            f"{gpu.host_gib:g}: lower it, raise parallel.pp, or take nodes with more"
-        )
+    host, gpu, recipe = made.host, made.gpu, made.recipe
+    if host.total <= gpu.host_gib:
+        return
+    needs = (
+        f"a node needs {host.total:.0f} GiB of host memory, {host.processes:.0f} for processes, {host.checkpoint:.0f} "
+        f"to gather a checkpoint and {host.offload:.0f} for what is offloaded, and has {gpu.host_gib:g}"
+    )
+    if max(host.offload, host.checkpoint) < host.processes:
+        yield f"--gpu {gpu.kind}: {needs}: take nodes with more"
+    elif host.offload > host.checkpoint:
+        yield f"optimizer.offload={recipe.optimizer.offload:g}: {needs}: lower it, or take nodes with more"
+    else:
+        yield f"parallel.pp={recipe.parallel.pp}: {needs}: raise it, or take nodes with more"
 
 
 def layout(recipe: Recipe) -> str:

@@ -86,7 +86,7 @@ def stage_memory(
     return TrainerMemory.of_bytes(
         parameters=parameters,
         gradients=BYTES[recipe.optimizer.gradient_dtype] * count.total,
-        optimizer=optimizer_bytes(count, recipe) * (1 - recipe.optimizer.offload),
+        optimizer=optimizer_bytes(count, recipe)[0],
         reference=size * count.total * any(algorithm.needs_reference for algorithm in recipe.algorithms),
         activations=activations,
         workspace=max(workspace - logits, 0.0),
@@ -95,22 +95,23 @@ def stage_memory(
     )
 
 
-def optimizer_bytes(count: Parameters, recipe: Recipe) -> float:
-    """Of a rank's states, on the device and on the host together: main parameters and two moments.
+def optimizer_bytes(count: Parameters, recipe: Recipe) -> tuple[float, float]:
+    """Of a rank's states, main parameters and two moments: on the device, and in host memory.
 
     Distributed, a state is on one of the ranks that hold the same parameter. float32 parameters are their own main
-    ones.
+    ones. In host memory every state has the type that it is updated in.
     """
     config = recipe.optimizer
+    types = (config.main_dtype, config.exp_avg_dtype, config.exp_avg_sq_dtype)
+    away = sum(BYTES[dtype] for dtype in types)
     if config.precision_aware:
         # Beside bf16 parameters the main ones are the sixteen bits that those lack.
-        main = 2.0 if recipe.model.dtype == "bfloat16" else BYTES[config.main_dtype]
-        each = main + BYTES[config.exp_avg_dtype] + BYTES[config.exp_avg_sq_dtype]
+        each = away if recipe.model.dtype != "bfloat16" else away - BYTES[config.main_dtype] + 2.0
     else:
         each = 12.0 if recipe.model.dtype == "bfloat16" else 8.0
-    if not config.distributed:
-        return each * count.total
-    return each * (count.dense / dense_copies(recipe) + count.experts / expert_copies(recipe))
+    copies = (dense_copies(recipe), expert_copies(recipe)) if config.distributed else (1, 1)
+    states = count.dense / copies[0] + count.experts / copies[1]
+    return each * states * (1 - config.offload), away * states * config.offload
 
 
 def dense_copies(recipe: Recipe) -> int:

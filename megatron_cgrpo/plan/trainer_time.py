@@ -131,6 +131,8 @@ def recomputed_share(recipe: Recipe, shape: ModelShape) -> float:
         return share * (1 - whole.head / whole.total)
     ffn = shape.layers * 6 * shape.hidden * shape.ffn / whole.total if shape.experts is None else 0.0
     parts = {"mlp": ffn, "moe": whole.experts / whole.total}
+    if shape.experts is None and recipe.model.implementation != "local":
+        parts["layernorm"] = 0.0  # part of the products
     return sum(parts.get(module, 0.03) for module in recompute.modules)
 
 
@@ -149,9 +151,7 @@ def _optimizer_seconds(recipe: Recipe, shape: ModelShape, assume: Assumptions, g
     """Reads and writes every state once, and reads gradients; what is offloaded also travels both ways."""
     parallel = recipe.parallel
     counts = [rank_parameters(shape, parallel, stage) for stage in range(parallel.pp)]
-    states = max(optimizer_bytes(count, recipe) for count in counts)
+    here, away = max(optimizer_bytes(count, recipe) for count in counts)
     gradients = 4.0 * max(count.total for count in counts)
-    share = recipe.optimizer.offload
-    on_device = (2 * states * (1 - share) + 2 * gradients) / (gpu.memory_bandwidth * assume.memory_efficiency)
-    away = share * states
+    on_device = (2 * here + 2 * gradients) / (gpu.memory_bandwidth * assume.memory_efficiency)
     return on_device + away / assume.offload_bandwidth + 3 * away / assume.host_memory_bandwidth

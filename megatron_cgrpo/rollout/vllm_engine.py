@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from megatron_cgrpo.config.fp8_gpus import ENGINE_FP8
 from megatron_cgrpo.rollout.engine_control import EngineControl
 from megatron_cgrpo.rollout.engine_spec import EngineSpec, engine_args
 from megatron_cgrpo.rollout.protocol import EngineDied, EngineStartError, GenerateRequest, RequestKey
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from vllm import CompletionOutput, RequestOutput
 
 T = TypeVar("T")
-
-FP8_CAPABILITY = 89
-"""Of the first GPUs that multiply FP8 (Ada and Hopper), as vLLM writes compute capabilities."""
 
 LIVENESS_POLL_S = 0.5
 """A call into a dead engine core never returns, so every wait looks up this often whether the core still lives."""
@@ -176,7 +174,7 @@ def check_fp8_device() -> None:
     """Raises EngineStartError on a GPU that would emulate FP8, or have no kernel for it."""
     from vllm.platforms import current_platform
 
-    if not current_platform.has_device_capability(FP8_CAPABILITY):
+    if not current_platform.has_device_capability(ENGINE_FP8):
         raise EngineStartError(
             f"rollout.quantization=fp8 or rollout.kv_cache_dtype=fp8: {current_platform.get_device_name()} has no FP8 "
             "products (compute capability 8.9 or newer): set them to none and auto"

@@ -118,6 +118,15 @@ def fp8(recipe: str, *more: str) -> list[str]:
             "another recipe",
         ),
         (
+            [
+                "model.implementation=transformer_engine",
+                "model.recompute.granularity=selective",
+                "model.recompute.modules=[layernorm]",
+            ],
+            "model.recompute.modules=layernorm",
+            "leave it out",
+        ),
+        (
             ["model.recompute.granularity=selective", "model.recompute.modules=[moe]"],
             "model.recompute.modules=moe",
             "other modules",

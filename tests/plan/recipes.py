@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from megatron_cgrpo.config.checks import check_recipe
 from megatron_cgrpo.config.config_json import ConfigJson
 from megatron_cgrpo.config.hf_config import shape_of
 from megatron_cgrpo.config.json_object import read_json_object
@@ -43,4 +44,6 @@ def recipe(**sections: Any) -> Recipe:
 
 
 def planned(made: Recipe, model: str = "Qwen3-8B", gpu: str = "h100", **assumed: Any) -> Estimate:
-    return estimate(made, published(model), gpu_of(gpu), Assumptions(**assumed))
+    shape = published(model)
+    check_recipe(made, shape)
+    return estimate(made, shape, gpu_of(gpu), Assumptions(**assumed))

@@ -85,3 +85,37 @@ def test_fp8_keeps_inputs_of_products_at_a_byte() -> None:
     layer = layer_activations(shape, plain, ParallelConfig(), True, 1.0)
     inputs = 2 * 2 * 128 + 2 * 128 + 2 * 320  # of the projections, the output's and the second feed-forward matrix
     assert layer.kept(plain) - layer.kept(eight) == inputs / 2
+
+
+def te_layer(model: ModelConfig, shape: ModelShape, **parallel: Any) -> float:
+    layout = ParallelConfig(**parallel)
+    return layer_activations(shape, model, layout, True, 1.0).kept(model)
+
+
+def selective(*modules: str, fp8: str = "none") -> ModelConfig:
+    return ModelConfig(dtype="bfloat16", recompute=SELECTIVE | {"modules": list(modules)}, fp8={"recipe": fp8})
+
+
+def test_fp8_halves_only_what_recomputation_leaves() -> None:
+    """Qwen3-32B over 4 ranks: of the inputs of products the first norm's output and attention's are still kept."""
+    shape = ModelShape(QWEN3, 64, 64, 8, 128, 5120, 25600, 151936, 40960)
+    hidden, query, value, heads = 2 * 5120 // 4, 2 * 64 * 128 // 4, 2 * 2 * 128, 4 * 64 // 4
+    attention = (3 * query + 3 * value + heads) + (query + value + heads)
+    layout = {"tp": 4, "sequence_parallel": True}
+    assert te_layer(selective("mlp"), shape, **layout) == 2 * hidden + hidden + attention
+    eight = te_layer(selective("mlp", fp8="blockwise"), shape, **layout)
+    assert eight == 2 * hidden + hidden / 2 + attention - query / 2
+
+
+def test_fp8_experts_that_are_recomputed_keep_nothing_to_halve() -> None:
+    """Qwen3-30B-A3B: both norms' outputs are kept, the second in bf16 since the router reads it."""
+    shape = ModelShape(QWEN3_MOE, 48, 32, 4, 128, 2048, 6144, 151936, 40960, experts=Experts(128, 8, 768))
+    saved = te_layer(selective("moe"), shape) - te_layer(selective("moe", fp8="blockwise"), shape)
+    assert saved == (2 * 2048 + 2 * 32 * 128) / 2
+
+
+def test_transformer_engine_recomputes_only_norms_before_experts() -> None:
+    """The others are part of the product that they are before."""
+    plain = ModelConfig(dtype="bfloat16")
+    assert te_layer(selective("layernorm"), SMALL) == te_layer(plain, SMALL)
+    assert te_layer(plain, ROUTED) - te_layer(selective("layernorm"), ROUTED) == 2 * 128

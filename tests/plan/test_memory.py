@@ -46,9 +46,10 @@ def test_experts_are_shared_by_their_own_ranks() -> None:
 
 
 def test_what_is_offloaded_is_on_the_host() -> None:
-    on, off = planned(recipe()), planned(recipe(optimizer={"offload": 0.75}))
-    assert off.trainer.optimizer == pytest.approx(on.trainer.optimizer / 4)
-    assert off.host.offload == pytest.approx(1.5 * 0.75 * on.trainer.optimizer)
+    """There main weights are float32, beside both moments, a gradient and the bf16 weight: 18 bytes a parameter."""
+    made = planned(recipe(optimizer={"precision_aware": True, "offload": 0.75}))
+    assert made.trainer.optimizer == pytest.approx(0.25 * (2 + 4 + 4) * QWEN3_8B / GIB)
+    assert made.host.offload == pytest.approx(0.75 * 18 * QWEN3_8B / GIB)
 
 
 def test_a_reference_is_one_more_copy_of_the_weights() -> None:
@@ -113,7 +114,7 @@ def test_larger_micro_batches_take_more(tokens: int, further: int) -> None:
     assert one.activations < other.activations and one.total < other.total
 
 
-@given(response=st.integers(512, 16384), utilization=st.floats(0.4, 0.9))
+@given(response=st.integers(512, 8192), utilization=st.floats(0.4, 0.9))
 def test_fewer_long_sequences_fit_into_a_cache(response: int, utilization: float) -> None:
     limits = {"max_response_tokens": response, "gpu_memory_utilization": utilization}
     one = planned(recipe(rollout=limits)).engine

@@ -131,6 +131,13 @@ def test_updates_are_faster_with(faster: dict[str, Any], slower: dict[str, Any])
     assert one < other
 
 
+def test_norms_that_are_part_of_products_take_no_time_again() -> None:
+    again = {"recompute": {"granularity": "selective", "modules": ["layernorm"]}}
+    dense, sparse = (planned(recipe(), model).time.training for model in ("Qwen3-8B", "Qwen3-30B-A3B"))
+    assert planned(recipe(model=again)).time.training == dense
+    assert planned(recipe(model=again), "Qwen3-30B-A3B").time.training > sparse
+
+
 @pytest.mark.parametrize(
     ("faster", "slower"),
     [
