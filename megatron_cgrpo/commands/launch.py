@@ -48,6 +48,7 @@ def slurm(
         from megatron_cgrpo.launch.slurm_nodes import check_nodes
 
         shared = overrides or []
+        _refuse_line_breaks([str(recipe), *shared, *(array or [])])
         resolved = load_recipe(recipe, shared)
         tasks = array_tasks(resolved, array or [], _seeds(array_seeds))
         load = load_planned if dry_run else load_checked  # a script may be made where model and data are not
@@ -114,6 +115,12 @@ def _seeds(text: str | None) -> list[int]:
         return [] if text is None else [int(seed) for seed in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"--array-seeds={text}: is no list of whole numbers: write 1,2,3") from error
+
+
+def _refuse_line_breaks(arguments: list[str]) -> None:
+    """The command is a line of the script's header, and Slurm reads options up to what is no comment."""
+    if broken := next((each for each in arguments if "\n" in each), None):
+        raise ConfigError(f"{broken!r}: has a line break: put such a setting into the recipe")
 
 
 def _command() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return self.recipe.stem
+        return re.sub(r"[^A-Za-z0-9_.-]", "_", self.recipe.stem)
 
 
 def render(job: Job) -> str:

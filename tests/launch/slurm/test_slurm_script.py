@@ -71,6 +71,12 @@ def test_the_section_becomes_options_of_sbatch() -> None:
     assert "limit=3" in script and "waits" in script
 
 
+def test_the_name_of_a_job_is_one_word(tmp_path: Path) -> None:
+    recipe = tmp_path / "my recipe, ü.v2.yaml"
+    recipe.write_text(f"extends: {SANDBOX}\n")
+    assert "--job-name=my_recipe___.v2" in options(launch("--nodes=2", "--dry-run", recipe=recipe))
+
+
 def test_engines_have_a_part_of_their_own() -> None:
     apart = ["slurm.engines.nodes=2", "slurm.engines.partition=small", "slurm.engines.gpus_per_node=4"]
     script = launch("--nodes=6", "--dry-run", *apart, "slurm.gpus_per_node=8", "slurm.requeues=0")
@@ -113,6 +119,10 @@ def test_containers_wrap_what_runs_on_the_nodes() -> None:
         (["slurm.options=[mail-type=END]"], "'mail-type=END' is no option of sbatch"),
         (["--array-seeds=1,x"], "--array-seeds=1,x: is no list of whole numbers"),
         (["--array=seed=1 run.dir=a", "--array=seed=2 run.dir=a"], "--array: run.dir=a is that of several tasks"),
+        (["--array=seed=1 slurm.gpu=h100"], "--array: slurm.gpu=h100 cannot differ between the tasks"),
+        (["--array-seeds=1", "slurm.engines.nodes=1"], "--array and slurm.engines.nodes=1: Slurm has no arrays of"),
+        (["task.train=a\n#SBATCH --nodes=9"], r"'task.train=a\\n#SBATCH --nodes=9': has a line break"),
+        (["--array=seed=1\nseed=2"], r"'seed=1\\nseed=2': has a line break"),
         (["--array=seed=1 train.stepps=3"], "train.stepps: no such key; the nearest is train.steps"),
     ],
 )
