@@ -71,6 +71,7 @@ def render(job: Job) -> str:
         activate=None if slurm.venv is None or in_container else str(slurm.venv / "bin/activate"),
         interface=slurm.interface,
         gpus=slurm.gpus_per_node > 0,
+        gpus_per_node=(slurm.gpus_per_node, slurm.engines.gpus_per_node),
         environment=[assignment.split("=", 1) for assignment in slurm.environment],
         requeues=slurm.requeues,
         warning_s=slurm.warning_s,
