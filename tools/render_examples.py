@@ -10,7 +10,8 @@ from pathlib import Path
 
 from megatron_cgrpo.config import check_recipe, load_recipe, model_shape
 from megatron_cgrpo.launch.layout import processes
-from megatron_cgrpo.launch.slurm import Job, check_job, render
+from megatron_cgrpo.launch.slurm import Job, render
+from megatron_cgrpo.launch.slurm_nodes import check_nodes
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,9 +22,8 @@ def rendered(recipe: Path) -> str:
     check_recipe(resolved, model_shape(resolved))
     devices, slurm = processes(resolved, critic=True), resolved.slurm
     nodes = -(-devices // (slurm.gpus_per_node or slurm.cpus_per_node or devices))
-    job = Job(recipe, (), resolved, nodes, command=f"mcgrpo launch slurm {recipe} --nodes {nodes}")
-    check_job(job, devices)
-    return render(job)
+    check_nodes(resolved, nodes)
+    return render(Job(recipe, (), resolved, nodes, command=f"mcgrpo launch slurm {recipe} --nodes {nodes}"))
 
 
 def recipes() -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from megatron_cgrpo.commands.recipe import OverridesArgument, RecipeArgument, load_checked, load_planned
-from megatron_cgrpo.config import ConfigError, Recipe, check_run_dir
+from megatron_cgrpo.config import ConfigError, Recipe, check_run_dir, load_recipe
 from megatron_cgrpo.console import log_progress, readable_errors
 
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir from its checkpoint.")]
@@ -44,23 +44,22 @@ def slurm(
     """
     with readable_errors():
         from megatron_cgrpo.launch.array import array_tasks
-        from megatron_cgrpo.launch.layout import processes
-        from megatron_cgrpo.launch.slurm import Job, check_job, render, submit
+        from megatron_cgrpo.launch.slurm import Job, render, submit
+        from megatron_cgrpo.launch.slurm_nodes import check_nodes
 
         shared = overrides or []
-        load = load_planned if dry_run else load_checked  # a script may be made where model and data are not
-        resolved = load(recipe, shared)
+        _refuse_line_breaks([str(recipe), *shared, *(array or [])])
+        resolved = load_recipe(recipe, shared)
         tasks = array_tasks(resolved, array or [], _seeds(array_seeds))
-        settings = tuple(each for each in shared if not each.startswith(("run.dir=", "slurm.")))  # the script has these
-        job = Job(recipe, settings, resolved, nodes, tasks, command=_command())
-        check_job(job, processes(resolved, critic=True))
-        runs = [resolved]
-        if tasks:
-            runs = [load(recipe, [*shared, *task.overrides, f"run.dir={task.run_dir}"]) for task in tasks]
-        for run in runs:
+        load = load_planned if dry_run else load_checked  # a script may be made where model and data are not
+        for own in [[*task.overrides, f"run.dir={task.run_dir}"] for task in tasks] or [[]]:
+            run = load(recipe, [*shared, *own])
+            check_nodes(run, nodes)
             if not dry_run:
                 check_run_dir(run, resume)
             _refuse_unfit(run, nodes)
+        settings = tuple(each for each in shared if not each.startswith(("run.dir=", "slurm.")))  # the script has these
+        job = Job(recipe, settings, resolved, nodes, tasks, command=_command())
         script = render(job)
         if dry_run:
             typer.echo(script, nl=False)
@@ -118,16 +117,31 @@ def _seeds(text: str | None) -> list[int]:
         raise ConfigError(f"--array-seeds={text}: is no list of whole numbers: write 1,2,3") from error
 
 
+def _refuse_line_breaks(arguments: list[str]) -> None:
+    """The command is a line of the script's header, and Slurm reads options up to what is no comment."""
+    if broken := next((each for each in arguments if "\n" in each), None):
+        raise ConfigError(f"{broken!r}: has a line break: put such a setting into the recipe")
+
+
 def _command() -> str:
     return shlex.join(["mcgrpo", *(each for each in sys.argv[1:] if each != "--dry-run")])
 
 
 def _refuse_unfit(recipe: Recipe, nodes: int) -> None:
-    """Of GPUs of a known kind it can be told before they are asked for."""
-    if recipe.slurm.gpu is None or recipe.slurm.gpus_per_node == 0:
+    """Of GPUs of a known kind it can be told before they are asked for. ``check_nodes`` has counted them."""
+    slurm, engines = recipe.slurm, recipe.slurm.engines
+    if slurm.gpu is None:
         return
     from megatron_cgrpo.plan.fit import refuse_unfit
+    from megatron_cgrpo.plan.gpus import GPUS
 
-    engines = recipe.slurm.engines
-    gpus = (nodes - engines.nodes) * recipe.slurm.gpus_per_node + engines.nodes * engines.gpus_per_node
-    refuse_unfit(recipe, gpus, recipe.slurm.gpu)
+    if slurm.gpu.lower() not in GPUS:
+        raise ConfigError(f"slurm.gpu={slurm.gpu}: is not known: choose one of {', '.join(GPUS)}, or set it to null")
+    refuse_unfit(
+        recipe,
+        (nodes - engines.nodes) * slurm.gpus_per_node + engines.nodes * engines.gpus_per_node,
+        slurm.gpu,
+        host_gib=slurm.memory_gib,
+        # The planner knows nodes of one kind, and those of engines may be the wider ones.
+        gpus_per_node=max(slurm.gpus_per_node, recipe.rollout.tensor_parallel),
+    )

@@ -13,6 +13,8 @@ Word = Annotated[str, StringConstraints(pattern=r"^[^\s'\"$`\\]+$")]
 Line = Annotated[str, StringConstraints(pattern=r"^[^\n]+$")]
 Assignment = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*=[^\n]*$")]
 """``NAME=value``"""
+Memory = Annotated[str, StringConstraints(pattern=r"^\d+[KMGTkmgt]?$"), Field(coerce_numbers_to_str=True)]
+_GIB = {"K": 2**-20, "": 2**-10, "M": 2**-10, "G": 1.0, "T": 2**10}
 _TIME = re.compile(r"^(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d+)(?::(?P<seconds>\d+))?$")
 
 
@@ -23,7 +25,15 @@ class NodeGroup(Section):
     constraint: Word | None = None
     gpus_per_node: int = Field(0, ge=0)
     cpus_per_node: int | None = Field(None, ge=1)
-    memory_per_node: Word | None = Field(None, description="as Slurm writes it: 512G; 0: all of the node's")
+    memory_per_node: Memory | None = Field(None, description="as Slurm writes it: 512G; 0: all of the node's")
+
+    @property
+    def memory_gib(self) -> float | None:
+        """Of ``memory_per_node``, which is in MiB where it has no unit; None where the job has what a node has."""
+        if self.memory_per_node is None:
+            return None
+        number = self.memory_per_node.rstrip("KMGTkmgt")
+        return int(number) * _GIB[self.memory_per_node[len(number) :].upper()] or None
 
 
 class EngineNodes(NodeGroup):

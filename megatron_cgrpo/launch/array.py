@@ -22,8 +22,14 @@ class Task:
 def array_tasks(recipe: Recipe, settings: Sequence[str], seeds: Sequence[int]) -> tuple[Task, ...]:
     """A task for each text of settings (as on a command line), or for each seed.
 
-    A task that names no ``run.dir`` writes below the recipe's: to ``task_0``, ``task_1``..., or ``seed_1``...
+    A task that names no ``run.dir`` writes below the recipe's: to ``task_0``, ``task_1``..., or ``seed_1``... Raises
+    ConfigError where tasks would write to one directory, and for what Slurm has not for each task alone.
     """
+    if (settings or seeds) and (engines := recipe.slurm.engines.nodes):
+        raise ConfigError(
+            f"--array and slurm.engines.nodes={engines}: Slurm has no arrays of heterogeneous jobs: submit each run "
+            "alone, or set slurm.engines.nodes=0"
+        )
     tasks = [_task(recipe, shlex.split(text), f"task_{number}") for number, text in enumerate(settings)]
     tasks += [_task(recipe, [f"seed={seed}"], f"seed_{seed}") for seed in seeds]
     directories = [task.run_dir for task in tasks]
@@ -33,6 +39,8 @@ def array_tasks(recipe: Recipe, settings: Sequence[str], seeds: Sequence[int]) -
 
 
 def _task(recipe: Recipe, overrides: list[str], name: str) -> Task:
+    if wrong := next((each for each in overrides if each.partition("=")[0].partition(".")[0] == "slurm"), None):
+        raise ConfigError(f"--array: {wrong} cannot differ between the tasks of a job: set it for all of them, outside")
     named = [each.partition("=")[2] for each in overrides if each.startswith("run.dir=")]
     rest = tuple(each for each in overrides if not each.startswith("run.dir="))
     return Task(rest, named[-1] if named else str(Path(recipe.run.dir) / name))

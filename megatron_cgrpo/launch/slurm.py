@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from megatron_cgrpo.config.errors import ConfigError, RunError
+from megatron_cgrpo.config.errors import RunError
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.slurm import ContainerConfig, NodeGroup, SlurmConfig
 from megatron_cgrpo.launch.array import Task
@@ -41,35 +42,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return self.recipe.stem
-
-    @property
-    def devices(self) -> int | None:
-        """The GPUs of all nodes, or else their CPUs; None where Slurm is left to say how many."""
-        slurm = self.resolved.slurm
-        groups = [(self.nodes - slurm.engines.nodes, _devices(slurm)), (slurm.engines.nodes, _devices(slurm.engines))]
-        counts = [None if each is None else number * each for number, each in groups if number]
-        return None if None in counts else sum(count for count in counts if count is not None)
-
-
-def check_job(job: Job, devices: int) -> None:
-    """Raises ConfigError where the nodes cannot hold a run of ``devices`` GPUs or logical CPUs."""
-    engines = job.resolved.slurm.engines.nodes
-    if job.nodes <= engines:
-        raise ConfigError(
-            f"--nodes={job.nodes}: slurm.engines.nodes={engines} of them are the engines': leave some for the trainer"
-        )
-    if engines and job.resolved.rollout.colocated:
-        raise ConfigError(
-            f"slurm.engines.nodes={engines}: rollout.placement=colocated has engines on the trainer's GPUs: set one of "
-            "them differently"
-        )
-    if job.devices is not None and job.devices < devices:
-        raise ConfigError(
-            f"--nodes={job.nodes}: have {job.devices} {'GPUs' if job.resolved.slurm.gpus_per_node else 'CPUs'} by "
-            f"slurm.gpus_per_node and cpus_per_node, and parallel and rollout ask for {devices}: ask for more nodes, "
-            "or lower parallel or rollout.engines"
-        )
+        return re.sub(r"[^A-Za-z0-9_.-]", "_", self.recipe.stem)
 
 
 def render(job: Job) -> str:
@@ -98,6 +71,7 @@ def render(job: Job) -> str:
         activate=None if slurm.venv is None or in_container else str(slurm.venv / "bin/activate"),
         interface=slurm.interface,
         gpus=slurm.gpus_per_node > 0,
+        gpus_per_node=(slurm.gpus_per_node, slurm.engines.gpus_per_node),
         environment=[assignment.split("=", 1) for assignment in slurm.environment],
         requeues=slurm.requeues,
         warning_s=slurm.warning_s,
@@ -130,10 +104,6 @@ def slurm_time(seconds: int) -> str:
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     return f"{days}-{hours:02}:{minutes:02}:{seconds:02}"
-
-
-def _devices(group: NodeGroup) -> int | None:
-    return group.gpus_per_node or group.cpus_per_node
 
 
 def _job_options(job: Job, log_file: str) -> Iterator[str]:

@@ -12,12 +12,16 @@ from megatron_cgrpo.plan.remedies import remedies
 from megatron_cgrpo.plan.shortfalls import unfit
 
 
-def refuse_unfit(recipe: Recipe, gpus: int, gpu_kind: str, host_gib: float | None = None) -> None:
+def refuse_unfit(
+    recipe: Recipe, gpus: int, gpu_kind: str, *, host_gib: float | None = None, gpus_per_node: int | None = None
+) -> None:
     """Raises ConfigError with what does not fit on ``gpus`` of ``gpu_kind``, and what would.
 
-    ``host_gib`` is the memory of a node, null the usual one of that kind. ``recipe`` must have passed ``check_recipe``;
-    the config.json of ``model.path`` is read, or the published shape of a model that is still to be downloaded.
+    ``host_gib`` is the memory of a node and ``gpus_per_node`` its GPUs, null what is usual of that kind. ``recipe``
+    must have passed ``check_recipe``; the config.json of ``model.path`` is read, or the published shape of a model that
+    is still to be downloaded.
     """
-    made = estimate(recipe, model_shape(recipe), gpu_of(gpu_kind, host_gib=host_gib), Assumptions())
+    gpu = gpu_of(gpu_kind, host_gib=host_gib, gpus_per_node=gpus_per_node)
+    made = estimate(recipe, model_shape(recipe), gpu, Assumptions())
     if problems := unfit(made, gpus):
         raise ConfigError([*problems, *remedies(made, gpus)])

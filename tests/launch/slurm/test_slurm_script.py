@@ -27,15 +27,15 @@ LAYOUTS = {
 }
 
 
-def launch(*arguments: str) -> str:
+def launch(*arguments: str, recipe: Path = SANDBOX) -> str:
     """Standard output."""
-    done = CliRunner().invoke(app, ["launch", "slurm", str(SANDBOX), *arguments], env={"COLUMNS": "1000"})
+    done = CliRunner().invoke(app, ["launch", "slurm", str(recipe), *arguments], env={"COLUMNS": "1000"})
     assert done.exit_code == 0, done.output
     return done.stdout
 
 
-def refusal(*arguments: str) -> str:
-    done = CliRunner().invoke(app, ["launch", "slurm", str(SANDBOX), *arguments], env={"COLUMNS": "1000"})
+def refusal(*arguments: str, recipe: Path = SANDBOX) -> str:
+    done = CliRunner().invoke(app, ["launch", "slurm", str(recipe), *arguments], env={"COLUMNS": "1000"})
     assert done.exit_code == 2, done.output
     return done.output
 
@@ -71,6 +71,12 @@ def test_the_section_becomes_options_of_sbatch() -> None:
     assert "limit=3" in script and "waits" in script
 
 
+def test_the_name_of_a_job_is_one_word(tmp_path: Path) -> None:
+    recipe = tmp_path / "my recipe, ü.v2.yaml"
+    recipe.write_text(f"extends: {SANDBOX}\n")
+    assert "--job-name=my_recipe___.v2" in options(launch("--nodes=2", "--dry-run", recipe=recipe))
+
+
 def test_engines_have_a_part_of_their_own() -> None:
     apart = ["slurm.engines.nodes=2", "slurm.engines.partition=small", "slurm.engines.gpus_per_node=4"]
     script = launch("--nodes=6", "--dry-run", *apart, "slurm.gpus_per_node=8", "slurm.requeues=0")
@@ -103,7 +109,7 @@ def test_containers_wrap_what_runs_on_the_nodes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["slurm.cpus_per_node=1"], "--nodes=2: have 2 CPUs by slurm.gpus_per_node .* ask for 4: ask"),
+        (["slurm.cpus_per_node=1"], "--nodes=2: 2 .* have 2 CPUs by slurm.cpus_per_node=1, .* for 4 there, .*: ask"),
         (["slurm.engines.nodes=2"], "--nodes=2: slurm.engines.nodes=2 of them are the engines': leave some"),
         (["slurm.engines.nodes=1", "rollout.placement=colocated"], "engines.nodes=1: rollout.placement=colocated"),
         (["slurm.time_limit=300"], "slurm.*: .*warning_s=600 is no less than time_limit=300.*raise time_limit"),
@@ -113,11 +119,59 @@ def test_containers_wrap_what_runs_on_the_nodes() -> None:
         (["slurm.options=[mail-type=END]"], "'mail-type=END' is no option of sbatch"),
         (["--array-seeds=1,x"], "--array-seeds=1,x: is no list of whole numbers"),
         (["--array=seed=1 run.dir=a", "--array=seed=2 run.dir=a"], "--array: run.dir=a is that of several tasks"),
+        (["--array=seed=1 slurm.gpu=h100"], "--array: slurm.gpu=h100 cannot differ between the tasks"),
+        (["--array-seeds=1", "slurm.engines.nodes=1"], "--array and slurm.engines.nodes=1: Slurm has no arrays of"),
+        (["task.train=a\n#SBATCH --nodes=9"], r"'task.train=a\\n#SBATCH --nodes=9': has a line break"),
+        (["--array=seed=1\nseed=2"], r"'seed=1\\nseed=2': has a line break"),
         (["--array=seed=1 train.stepps=3"], "train.stepps: no such key; the nearest is train.steps"),
     ],
 )
 def test_what_cannot_run_is_refused(arguments: list[str], complaint: str) -> None:
     assert re.search(complaint, refusal("--nodes=2", "--dry-run", *arguments))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "complaint"),
+    [
+        ("qwen3_32b", ["--nodes=16", "slurm.gpus_per_node=4"], "slurm.gpus_per_node=4: .* up to 8 GPU.* of one node"),
+        ("qwen3_8b", ["--nodes=2", "slurm.gpus_per_node=0"], "slurm.gpus_per_node=0: .* slurm.gpu=h100 says"),
+        ("qwen3_8b", ["--nodes=3", "slurm.engines.nodes=1"], "slurm.engines.gpus_per_node=0: .* up to 2 GPU"),
+        (
+            "qwen3_8b",
+            ["--nodes=3", "slurm.engines.nodes=1", "slurm.engines.gpus_per_node=4"],
+            "1 node.* 4 GPUs by slurm.engines.gpus_per_node=4, .* for 8 there, in portions of 2 on",
+        ),
+        (  # six nodes have 18 GPUs, and each engine of two leaves one of a node's three
+            "qwen3_8b",
+            ["--nodes=6", "slurm.gpus_per_node=3", "rollout.engines=8", "parallel.dp=1"],
+            "6 node.* have 18 GPUs by slurm.gpus_per_node=3, .* for 18 there, in portions of 1 and 2",
+        ),
+        ("qwen3_8b", ["--nodes=2", "slurm.gpu=h300"], "slurm.gpu=h300: is not known: choose one of a100"),
+        ("qwen3_32b", ["--nodes=8", "slurm.memory_per_node=200G"], "GiB of host memory, .* and has 200"),
+        ("qwen3_32b", ["--nodes=8", "slurm.memory_per_node=2QB"], "slurm.memory_per_node"),
+    ],
+)
+def test_gpus_that_cannot_be_placed_are_refused(recipe: str, arguments: list[str], complaint: str) -> None:
+    assert re.search(complaint, refusal("--dry-run", *arguments, recipe=SANDBOX.with_name(f"{recipe}.yaml")))
+
+
+def test_engines_may_have_wider_nodes_than_the_trainer() -> None:
+    apart = ["slurm.gpus_per_node=4", "slurm.engines.nodes=1", "slurm.engines.gpus_per_node=8"]
+    wide = ["rollout.engines=1", "rollout.tensor_parallel=8"]
+    script = launch("--nodes=3", "--dry-run", *apart, *wide, recipe=SANDBOX.with_name("qwen3_8b.yaml"))
+    assert {"--gpus-per-node=4", "--gpus-per-node=8"} <= set(options(script))
+
+
+def test_memory_is_read_as_slurm_writes_it() -> None:
+    asked = {"0": None, "2048": 2.0, "512G": 512.0, "1t": 1024.0, "1048576K": 1.0}
+    found = {text: load_recipe(SANDBOX, [f"slurm.memory_per_node={text}"]).slurm.memory_gib for text in asked}
+    assert found == asked and load_recipe(SANDBOX, []).slurm.memory_gib is None
+
+
+def test_each_task_of_an_array_is_checked_and_not_what_they_share() -> None:
+    assert "for 8 there" in refusal("--nodes=2", "--dry-run", "--array=seed=1", "--array=rollout.engines=6")
+    fitting = ["--array=rollout.engines=2 seed=1", "--array=rollout.engines=1 seed=2"]
+    assert "--array=0-1" in launch("--nodes=2", "--dry-run", "rollout.engines=9", *fitting)
 
 
 def test_a_run_that_is_there_already_is_not_submitted_again(tmp_path: Path) -> None:
