@@ -96,15 +96,15 @@ def start(home: Path, nodes: int, cpus: int, grace_s: int, parameters: str) -> N
         directory.mkdir(parents=True)
     home.chmod(0o755)
     munge = Path(tempfile.mkdtemp(prefix="mcgrpo-munge-"))  # munged wants a socket that everybody can reach
-    munge.chmod(0o755)
-    (home / "munge").symlink_to(munge)
-    key = munge / "key"
-    key.write_bytes(secrets.token_bytes(128))
-    key.chmod(0o600)
-    conf = home / "slurm.conf"
-    conf.write_text(_configuration(home, munge, nodes, cpus, grace_s, parameters))
-    (home / "env.sh").write_text(f"export SLURM_CONF={conf}\n")
     try:
+        munge.chmod(0o755)
+        (home / "munge").symlink_to(munge)
+        key = munge / "key"
+        key.write_bytes(secrets.token_bytes(128))
+        key.chmod(0o600)
+        conf = home / "slurm.conf"
+        conf.write_text(_configuration(home, munge, nodes, cpus, grace_s, parameters))
+        (home / "env.sh").write_text(f"export SLURM_CONF={conf}\n")
         files = [f"--{name}-file={munge}/{name}" for name in ("pid", "log", "key", "seed")]
         _spawn(home, "munged", [str(daemons["munged"]), "--foreground", f"--socket={munge}/socket", *files])
         _wait(lambda: (munge / "socket").exists(), f"munged does not start: see {home}/munged.out")
@@ -114,6 +114,7 @@ def start(home: Path, nodes: int, cpus: int, grace_s: int, parameters: str) -> N
         _wait(lambda: _idle_nodes(conf) == nodes, f"the nodes do not come up: see {home}/*.log")
     except BaseException as error:
         _end_daemons(home)
+        shutil.rmtree(munge)
         sys.exit(f"{error or type(error).__name__}: remove {home} before another try")
 
 
@@ -134,7 +135,8 @@ def stop(home: Path) -> None:
 
 
 def _end_daemons(home: Path) -> None:
-    for line in reversed((home / "pids").read_text().splitlines()):
+    pids = home / "pids"
+    for line in reversed(pids.read_text().splitlines() if pids.exists() else []):
         if _is_ours(int(line), home, (home / "munge").resolve()):
             _end(int(line))
 

@@ -37,7 +37,7 @@ def doctor(
     full: Annotated[bool, typer.Option("--full", help="Start a trainer rank and an engine, and push weights.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Check versions, GPUs, limits, disks, clocks, a small all-reduce and a small weight sync, on every node.
+    """Check versions, GPUs, limits, disks, clocks, a small all-reduce and a small weight sync by files, on every node.
 
     Whatever is wrong is named with its remedy. The exit code is 1 where a run would not start, or train wrongly;
     warnings leave it 0. Without --address (or RAY_ADDRESS) this machine alone is checked.

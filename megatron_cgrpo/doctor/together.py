@@ -80,7 +80,7 @@ def _examine(recipe: Recipe | None, run_dir: Path, nodes: list[Node]) -> Iterato
     if recipe is not None and (joined or cuda):  # of CPUs, too, a cluster of our own has what we said
         yield _with_imports("devices", lambda: _devices(recipe, nodes, cuda))
     yield _with_imports("all-reduce", lambda: _all_reduce([node for node in nodes if node.id in found]))
-    yield _with_imports("weight sync", lambda: _weight_sync(next(node for node in nodes if node.id == own)))
+    yield _with_imports("weight sync by files", lambda: _weight_sync(next(node for node in nodes if node.id == own)))
 
 
 def _with_imports(name: str, check: Callable[[], Check]) -> Check:

@@ -1,4 +1,4 @@
-"""A small push of weights by the protocol that a run uses: sender, control calls, and who receives."""
+"""A small push of weights by the protocol of a run with sync.backend=file: sender, control calls, who receives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_cgrpo.launch.waiting import first_line
 from megatron_cgrpo.rollout.weight_client import WeightClient
 from megatron_cgrpo.weights.transfer.file import FileSender
 
-NAME = "weight sync"
+NAME = "weight sync by files"
 _TENSORS, _ELEMENTS = 8, 1 << 20
 _MIB = _TENSORS * _ELEMENTS * 4 >> 20
 _BUCKET_BYTES = 8 << 20
@@ -77,7 +77,7 @@ def weight_sync_check(node: Node, timeout_s: float) -> Check:
     return judged(
         NAME,
         complete == len(receivers),
-        f"{_MIB} MiB to {complete} of {len(receivers)} receivers in {seconds:.2f} s, as files",
+        f"{_MIB} MiB to {complete} of {len(receivers)} receivers in {seconds:.2f} s",
         "every tensor arrives",
         _REMEDY,
     )

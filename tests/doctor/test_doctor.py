@@ -43,7 +43,8 @@ def test_a_cluster_of_two_nodes_is_examined_whole(monkeypatch: pytest.MonkeyPatc
     assert clock["status"] == "ok"
     assert named["devices"][0]["found"] == f"{_CPUS} CPUs, at most {_CPUS} a node"
     assert named["all-reduce"][0]["status"] == "ok" and "sums [3.0]" in named["all-reduce"][0]["found"]
-    assert named["weight sync"][0]["status"] == "ok" and "to 2 of 2" in named["weight sync"][0]["found"]
+    sync = named["weight sync by files"][0]
+    assert sync["status"] == "ok" and "to 2 of 2" in sync["found"]
     assert named["trainer and engine"][0]["status"] == "ok"
     assert all(check["remedy"] for check in checks if check["status"] == "warn")
 

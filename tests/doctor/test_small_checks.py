@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_cgrpo.config import check_recipe, load_recipe, model_shape
-from megatron_cgrpo.doctor.all_reduce import places
+from megatron_cgrpo.doctor.all_reduce import all_reduce_check, places
 from megatron_cgrpo.doctor.check import Check, as_json, healthy, judged
 from megatron_cgrpo.doctor.devices import device_check
 from megatron_cgrpo.doctor.disk import disk_check, measure_disk
@@ -48,6 +48,11 @@ def test_ranks_of_the_sum_are_on_every_gpu_or_machine() -> None:
     assert places([GPU_NODE, CPU_NODE]) == [(GPU_NODE, 1)] * 8
     assert places([CPU_NODE]) == [(CPU_NODE, 0)] * 2
     assert places([CPU_NODE, CPU_NODE]) == [(CPU_NODE, 0)] * 2
+
+
+def test_without_a_node_that_answers_there_is_no_sum() -> None:
+    check = all_reduce_check([], 1.0)
+    assert (check.status, check.found) == ("skipped", "no node has answered")
 
 
 def test_shared_memory_holds_objects_and_the_largest_tensor() -> None:

@@ -91,8 +91,8 @@ def test_a_job_that_is_never_to_come_back_ends_as_its_run_does(folder: Path) -> 
     assert lines(folder / "asked") == []
 
 
-def test_a_job_that_may_come_back_is_queued_again(folder: Path) -> None:
-    with started(folder, free_port(), "slurm.requeues=1") as process:
+def test_a_job_is_queued_again_by_a_controller_that_is_busy(folder: Path) -> None:
+    with started(folder, free_port(), "slurm.requeues=1", BUSY="1") as process:
         warn(process, folder)
         deadline = time.monotonic() + PATIENCE_S
         while not lines(folder / "asked"):
