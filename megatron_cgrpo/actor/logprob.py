@@ -84,6 +84,7 @@ class _LinearLogprob(torch.autograd.Function):
             exp_sum[part] = exponential.sum(-1)
             logits[:, real_rows:] = 0.0
             exp_logit_sum[part] = torch.linalg.vecdot(exponential, logits)
+            del logits, exponential  # before the next chunk has its own
         maximum, exp_sum, exp_logit_sum, target_logit = _combine(stats, group)
         log_normaliser = maximum + exp_sum.log()
         entropy = log_normaliser - exp_logit_sum / exp_sum
@@ -109,6 +110,7 @@ class _LinearLogprob(torch.autograd.Function):
             grad_logits = grad_logits.div_(ctx.temperature).to(weight.dtype)
             grad_hidden[part] = grad_logits @ weight
             grad_weight += grad_logits.t() @ hidden[part]
+            del logp, probability, grad_logits  # before the next chunk has its own
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None, None
 
 

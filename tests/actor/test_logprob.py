@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -163,3 +164,41 @@ def test_logits_exist_for_one_chunk_at_a_time(alone: None) -> None:
     with LargestTensor() as largest:
         fused(Case(vocab, vocab, TOKENS), 0, 1)
     assert largest.elements == TOKENS * vocab
+
+
+class AliveTensors(TorchDispatchMode):
+    """How many storages of results with so many elements were alive at once."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements = elements
+        self.alive: set[StorageWeakRef] = set()
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.numel() == self.elements]
+        self.alive |= {StorageWeakRef(leaf.untyped_storage()) for leaf in leaves}
+        self.alive = {storage for storage in self.alive if not storage.expired()}
+        self.most = max(self.most, len(self.alive))
+        return result
+
+
+def test_a_chunk_is_gone_before_the_next_one(alone: None) -> None:
+    """As an objective without an entropy term goes backward: with three copies, as the planner counts."""
+    for chunk in (3, TOKENS):
+        hidden, weight, targets, logp_weight, _ = inputs(Case(200, 200, chunk), 1)
+        for each in (hidden, weight):
+            each.requires_grad_()
+        with AliveTensors(chunk * 200) as alive:
+            logp, _ = linear_logprob(
+                hidden,
+                weight,
+                targets,
+                vocab_size=200,
+                group=dist.group.WORLD,
+                sequence_parallel=False,
+                chunk=chunk,
+            )
+            (logp * logp_weight).sum().backward()
+        assert alive.most == 3
