@@ -38,6 +38,10 @@ class StandInRay:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
+    def cluster_resources(self) -> dict[str, float]:
+        """Of nodes that are for ranks and engines alike."""
+        return {}
+
     def wait(self, calls: Sequence[int], num_returns: int, timeout: float) -> tuple[list[int], list[int]]:
         first = min(calls)
         if first not in self.answers or first > self.now + timeout:
