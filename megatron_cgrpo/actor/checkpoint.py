@@ -42,6 +42,7 @@ def save_checkpoint(
 
     Raises OSError where it cannot be written, on every rank if it was a tensor that could not.
     """
+    _make_moments(optimizer)
     sharded = _sharded_state(chunks, optimizer, is_loading=False)
     sharded["scheduler"] = scheduler.state_dict()
     sharded["random"] = _random_state(state)
@@ -54,6 +55,13 @@ def save_checkpoint(
         if shutil.disk_usage(directory).free >= _FULL_BYTES:
             raise
         raise OSError(f"the disk is full ({str(error).splitlines()[0]})") from error
+
+
+def _make_moments(optimizer: MegatronOptimizer) -> None:
+    """Those that are missing, zero: a run may be told to end before anything has trained."""
+    for member in optimizer.chained_optimizers:
+        if member.init_state_fn is not None:
+            member.init_state_fn(member.optimizer, member.config)
 
 
 def load_checkpoint(

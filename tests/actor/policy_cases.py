@@ -82,11 +82,13 @@ def go_on(trained: MegatronPolicy, parallel: Parallel, state: ParallelState) -> 
     return Trained(loaded, exported(trained), result.lr, random)
 
 
-def train_and_save(rank: int, port: int, model_dir: str, directory: Path, parallel: Parallel) -> Trained:
-    """The uninterrupted run."""
+def train_and_save(
+    rank: int, port: int, model_dir: str, directory: Path, parallel: Parallel, updates: int = SAVED_AFTER
+) -> Trained:
+    """The uninterrupted run, saved after so many updates."""
     with policy(model_dir, parallel, rank, port) as (trained, state):
         trained.load(HFCheckpoint(Path(model_dir)).read)
-        for number in range(SAVED_AFTER):
+        for number in range(updates):
             update(trained, number, parallel, state)
         torch.rand(rank + 1)  # so that the ranks' random states differ, and from the seed's
         trained.save(directory)
@@ -137,8 +139,9 @@ def converted(
 
 
 def two_ranks(rank: int, ports: list[int], model_dir: str, directories: list[Path]) -> dict[str, Any]:
-    """``directories`` exist and are empty: for the checkpoints of the TP=2 and of the DP=2 policy."""
-    free, (first, second) = iter(ports), directories
+    """``directories`` exist and are empty: for the checkpoints of the TP=2 policy, of the DP=2 policy, and of
+    one that nothing has trained."""
+    free, (first, second, untrained) = iter(ports), directories
     tp, dp = {"tp": 2}, {"dp": 2}
     return {
         "uninterrupted": train_and_save(rank, next(free), model_dir, first, tp),
@@ -150,6 +153,8 @@ def two_ranks(rank: int, ports: list[int], model_dir: str, directories: list[Pat
         "dp, then tp": resume(rank, next(free), model_dir, second, tp, same_layout=False),
         "cp": resume(rank, next(free), model_dir, first, {"cp": 2}, same_layout=False),
         "parameters": parameters_alone(rank, next(free), model_dir, first, {"pp": 2}),
+        "untrained": train_and_save(rank, next(free), model_dir, untrained, dp, updates=0),
+        "untrained, resumed": resume(rank, next(free), model_dir, untrained, dp, same_layout=True),
     }
 
 

@@ -27,7 +27,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank found; rank 0 also went through one rank alone."""
     folder = tmp_path_factory.mktemp("checkpoint")
     save_hf_model(folder / "model", "qwen3", tied=True)
-    directories = [folder / "first", folder / "second"]
+    directories = [folder / "first", folder / "second", folder / "untrained"]
     for directory in directories:
         directory.mkdir()
     both = run_ranks(two_ranks, 2, str(folder / "model"), directories)
@@ -53,6 +53,14 @@ def test_the_same_layout_goes_on_bit_by_bit(ranks: list[dict[str, Any]]) -> None
     for key, tensor in expected.items():
         assert torch.equal(tensor, found[key]), key
         assert not torch.equal(tensor, ranks[0]["tp"].loaded[key]), f"{key} did not train"
+
+
+def test_what_nothing_has_trained_is_saved_and_goes_on_bit_by_bit(ranks: list[dict[str, Any]]) -> None:
+    """A run may be told to end while every question still fails."""
+    expected, found = ranks[0]["untrained"].updated, ranks[0]["untrained, resumed"].updated
+    for key, tensor in expected.items():
+        assert torch.equal(tensor, found[key]), key
+        assert not torch.equal(tensor, ranks[0]["untrained"].loaded[key]), f"{key} did not train"
 
 
 @pytest.mark.parametrize("name", RESUMED)
