@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+import torch
 
 from megatron_cgrpo.actor.timed import SPANS, Timed
 from megatron_cgrpo.actor.worker import Worker
@@ -31,6 +35,14 @@ def test_every_call_that_is_shown_is_one_of_a_rank() -> None:
     assert all(callable(getattr(Worker, method)) for method in SPANS)
 
 
+@pytest.fixture
+def denormals() -> Iterator[None]:
+    """A rank has them flushed to zero, in all of its process: here that is the tests'."""
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.usefixtures("denormals")
 def test_a_rank_says_what_it_returned_and_when() -> None:
     before = time.time()
     timed = Worker(3, 1).timed("memory_gib")
