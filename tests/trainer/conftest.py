@@ -29,11 +29,18 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Files:
         if not (shared / "finished").exists():
             shutil.rmtree(shared / "run", ignore_errors=True)  # of a worker in which it failed
             Run(shared, shared / "cache", "run", "rollout.engines=2").finish()
-            (shared / "finished").touch()
+            [model] = (shared / "cache").iterdir()
+            (shared / "finished").write_text(model.name)
     return Files(shared / "run")
 
 
 @pytest.fixture(scope="session")
 def cache(uninterrupted: Files) -> Path:
-    """Holds the base model of that run."""
+    """Holds the base model of that run, and those of the runs that the tests start."""
     return uninterrupted.directory.parent / "cache"
+
+
+@pytest.fixture(scope="session")
+def base(uninterrupted: Files, cache: Path) -> Path:
+    """That base model; other runs add theirs beside it."""
+    return cache / (cache.parent / "finished").read_text()

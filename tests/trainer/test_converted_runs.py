@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import transformers
 from training_runs import ROOT, SMALL, STEPS, Files, Run
@@ -21,13 +20,6 @@ from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.same_training import model_fingerprint
 from megatron_cgrpo.weights.hf_reader import HFCheckpoint
 from megatron_cgrpo.weights.layout import CheckpointLayout
-
-
-@pytest.fixture(scope="module")
-def base(uninterrupted: Files, cache: Path) -> Path:
-    """The tied model that the uninterrupted run started from."""
-    [directory] = cache.glob("misconceptions-*")
-    return directory
 
 
 def _without_scores(line: str) -> dict[str, Any]:
