@@ -1,6 +1,6 @@
 """Samples a second of plain GRPO, end to end, beside TRL's GRPOTrainer and a loop of `transformers` and torch.
 
-    python tools/bench_peers.py                        # about two hours on two idle cores (estimated)
+    python tools/bench_peers.py                        # an hour on two idle cores
     python tools/bench_peers.py --json                 # a JSON object on standard output, the tables on standard error
     python tools/bench_peers.py --only equal           # some lengths
     python tools/bench_peers.py --results peers.json   # kept there after each lengths; again: what is missing
@@ -8,9 +8,8 @@
 
 All sides train the same model on the same prompts with the same verifier, loss, batch and limits, on the same cores, in
 turns: A B C, C B A, and so on. Responses end where the model ends them, and its weights are set so that their lengths
-are `long-tailed`, have a `rare tail`, or are all `equal` (benchmark/markov.py); nobody's sampler is changed. Start-up
-and the first step are not counted. TRL is installed into an environment of its own at the first call, which needs a
-package index.
+are `long-tailed` or all `equal` (benchmark/markov.py); nobody's sampler is changed. Start-up and the first step are not
+counted. TRL is installed into an environment of its own at the first call, which needs a package index.
 """
 
 from __future__ import annotations
@@ -41,15 +40,13 @@ def _brief(chain: Chain, problems: str) -> Setting:
     return Setting(chain, problems, 4, 4, prompt_tokens=8, max_response=24, max_critique=8, hidden=64, vocab=256)
 
 
-TAIL, RARE, BRIEF = Tail(32, 256, of_long=0.15), Tail(32, 256, of_long=0.05), Tail(4, 16, of_long=0.2)
+TAIL, BRIEF = Tail(32, 256, of_long=0.15), Tail(4, 16, of_long=0.2)
 FULL = {
     "long-tailed": _setting(Chain(TAIL, TAIL), "easy", 512),
-    "rare tail": _setting(Chain(RARE, RARE), "easy", 512),
     "equal": _setting(Chain(TAIL, TAIL, steps=94), "count", 128),
 }
 QUICK = {
     "long-tailed": _brief(Chain(BRIEF, BRIEF), "easy"),
-    "rare tail": _brief(Chain(BRIEF, BRIEF), "easy"),
     "equal": _brief(Chain(BRIEF, BRIEF, steps=6), "count"),
 }
 

@@ -6,11 +6,12 @@ The oracle rounds by itself, block by block, and multiplies in float32.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import torch
 from tiny_qwen3 import CHARACTERS
 from torch import Tensor
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
 from megatron_cgrpo.rollout.pool import EnginePool
 from megatron_cgrpo.rollout.protocol import GenerateRequest
@@ -77,9 +78,23 @@ def quantised_by_hand(seed: int) -> Qwen3ForCausalLM:
     return made
 
 
-def logprobs(made: Qwen3ForCausalLM, prompt: list[int], response: list[int]) -> Tensor:
+class Fp8Cache(DynamicCache):
+    """Keys and values in FP8 (e4m3) with a scale of one, rounded towards zero as vLLM does on a CPU."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return super().update(_towards_zero(key_states), _towards_zero(value_states), *args, **kwargs)
+
+
+def _towards_zero(values: Tensor) -> Tensor:
+    """To three bits behind the leading one, and multiples of 2**-9 below 2**-6."""
+    step = torch.floor(torch.log2(values.float().abs().clamp(min=2**-6))).exp2() / 8
+    return (torch.trunc(values / step) * step).to(values.dtype)
+
+
+def logprobs(made: Qwen3ForCausalLM, prompt: list[int], response: list[int], cache: DynamicCache) -> Tensor:
     with torch.no_grad():
-        logits = made(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].float()
+        output = made(torch.tensor([prompt + response]), past_key_values=cache)
+    logits = output.logits[0, len(prompt) - 1 : -1].float()
     return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
 
 
@@ -91,10 +106,12 @@ def generate(pool: EnginePool) -> list[list[Completion]]:
     return asyncio.run(run())
 
 
-def differences(completions: list[list[Completion]], made: Qwen3ForCausalLM) -> Tensor:
+def differences(
+    completions: list[list[Completion]], made: Qwen3ForCausalLM, cache: type[DynamicCache] = DynamicCache
+) -> Tensor:
     return torch.cat(
         [
-            (logprobs(made, prompt, each.token_ids) - torch.tensor(each.logprobs)).abs()
+            (logprobs(made, prompt, each.token_ids, cache()) - torch.tensor(each.logprobs)).abs()
             for prompt, group in zip(PROMPTS, completions, strict=True)
             for each in group
         ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from fp8_oracle import differences, generate, model, quantised_by_hand
+import torch
+from fp8_oracle import Fp8Cache, differences, generate, model, quantised_by_hand
 from tiny_qwen3 import hf_tensors, save_without_weights
 
 from megatron_cgrpo.actor.sender import QuantisingSender
@@ -34,11 +36,15 @@ def fp8_pool(cluster: None, fp8_spec: EngineSpec) -> EnginePool:
     return start_engines(fp8_spec, anywhere(1, 1, gpu=False))
 
 
+def sender_to(pool: EnginePool, folder: Path) -> QuantisingSender:
+    """Buckets far smaller than the model, so that weights and their scales come apart."""
+    client = WeightClient([engine.handle for engine in pool.engines], 1, 60.0)
+    return QuantisingSender(FileSender(client, True, folder, bucket_bytes=20_000))
+
+
 @pytest.fixture(scope="module")
 def sender(fp8_pool: EnginePool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[QuantisingSender]:
-    """Buckets far smaller than the model, so that weights and their scales come apart."""
-    client = WeightClient([engine.handle for engine in fp8_pool.engines], 1, 60.0)
-    sender = QuantisingSender(FileSender(client, True, tmp_path_factory.mktemp("weights"), bucket_bytes=20_000))
+    sender = sender_to(fp8_pool, tmp_path_factory.mktemp("weights"))
     yield sender
     sender.close()
 
@@ -67,3 +73,20 @@ def test_unquantised_weights_are_refused_by_name(fp8_pool: EnginePool, sender: Q
         sender._sender.send(hf_tensors(model(3)).items(), version=3)
     sender.send(hf_tensors(model(3)).items(), version=4)
     assert generate(fp8_pool)[0][0].weight_version == 4
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_supported(), reason="vLLM has no FP8 cache on CPUs without AVX-512")
+def test_keys_and_values_are_rounded_to_fp8_with_a_scale_of_one(
+    cluster: None, fp8_spec: EngineSpec, tmp_path: Path
+) -> None:
+    """With weights in FP8 beside them: only there has vLLM parameters for the scales, and no push brings any."""
+    pool = start_engines(replace(fp8_spec, kv_cache_dtype="fp8"), anywhere(1, 1, gpu=False))
+    sender = sender_to(pool, tmp_path)
+    for version in (1, 2):
+        sender.send(hf_tensors(model(version)).items(), version)
+        completions = generate(pool)
+        exact = differences(completions, quantised_by_hand(version), Fp8Cache).mean()
+        unrounded = differences(completions, quantised_by_hand(version)).mean()
+        assert exact < 0.09
+        assert exact < 0.75 * unrounded
+    sender.close()

@@ -67,7 +67,8 @@ class Comparison:
             "seed": seed,
             "algorithm": {"group_size": self.setting.group},
             "parallel": {"dp": self.cores},
-            "rollout": {"engines": self.cores, "max_concurrent_sequences": self.setting.samples},
+            # A second engine on the same cores takes as many decoding steps, and gains nothing (docs/performance.md).
+            "rollout": {"engines": 1, "max_concurrent_sequences": self.setting.samples},
             "train": {"micro_batch_tokens": self.setting.samples // MICRO_BATCHES * row},
         }
         recipe = directory / "recipe.yaml"
