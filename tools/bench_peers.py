@@ -108,7 +108,7 @@ def side_table(found: dict[str, Any]) -> str:
 
 def ratio_table(found: dict[str, Any]) -> str:
     rows = [
-        [pair, shown(ratios["samples_per_s"]), shown(ratios["tokens_per_s"]), ratios.get("goal", "")]
+        [pair, shown(ratios["samples_per_s"]), shown(ratios["tokens_per_s"]), ratios["goal"]]
         for pair, ratios in found["ratios"].items()
     ]
     return markdown_table(["ratio", "of samples/s", "of tokens/s", "goal"], rows)
