@@ -163,7 +163,7 @@ SETUPS = (
     ),
     Setup(
         "Qwen3-235B-A22B, 128 GPUs",
-        V06,
+        f"{V06}; the push: miles",
         QWEN3_235B,
         grpo(
             16,

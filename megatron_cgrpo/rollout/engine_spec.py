@@ -9,6 +9,7 @@ from typing import Any, Literal
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model_shape import QWEN2, ModelShape, read_model_shape
 from megatron_cgrpo.config.recipe import Recipe
+from megatron_cgrpo.config.rollout import RolloutConfig
 from megatron_cgrpo.weights.fp8_export import quantisation_config
 from megatron_cgrpo.weights.hf_shapes import hf_shapes
 
@@ -86,6 +87,20 @@ def check_engine_model(model: ModelShape, cuda: bool) -> None:
         raise ConfigError(
             f"the model's head_dim={model.head_dim}: vLLM makes Qwen2's heads {model.hidden}/{model.heads} wide "
             "(hidden_size/num_attention_heads), whatever config.json says: choose another model"
+        )
+
+
+def check_cpu_fp8(rollout: RolloutConfig, model: ModelShape, amx: bool, avx512: bool) -> None:
+    """Raises ConfigError for what vLLM cannot do in FP8 on a CPU that has such instructions, or has not."""
+    if rollout.quantization == "fp8" and model.experts and not amx:
+        raise ConfigError(
+            "rollout.quantization=fp8: vLLM multiplies experts in FP8 on GPUs, and on CPUs with AMX only: set "
+            "rollout.quantization=none"
+        )
+    if rollout.kv_cache_dtype == "fp8" and not avx512:
+        raise ConfigError(
+            "rollout.kv_cache_dtype=fp8: vLLM has an FP8 cache on GPUs, and on CPUs with AVX-512 only: set "
+            "rollout.kv_cache_dtype=auto"
         )
 
 

@@ -17,7 +17,7 @@ from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.tensor_parallel import engine_layout_problems
 from megatron_cgrpo.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_cgrpo.evaluation.benchmark import Benchmark
-from megatron_cgrpo.rollout.engine_spec import check_engine_model
+from megatron_cgrpo.rollout.engine_spec import check_cpu_fp8, check_engine_model
 from megatron_cgrpo.tasks.base import Task
 from megatron_cgrpo.tasks.build import build_task, task_tokenizer
 from megatron_cgrpo.types import Prompt
@@ -136,11 +136,8 @@ def _check_machine(recipe: Recipe) -> None:
     cuda = torch.cuda.is_available()
     check_machine(recipe.model, recipe.parallel, recipe.optimizer, recipe.train.packed, Machine.here())
     check_engine_model(shape := model_shape(recipe), cuda)
-    if recipe.rollout.quantization == "fp8" and shape.experts and not (cuda or torch.cpu._is_amx_tile_supported()):
-        raise ConfigError(
-            "rollout.quantization=fp8: vLLM multiplies experts in FP8 on GPUs, and on CPUs with AMX only: set "
-            "rollout.quantization=none"
-        )
+    if not cuda:
+        check_cpu_fp8(recipe.rollout, shape, torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_supported())
     if recipe.sync.backend in ("nccl", "ipc") and not cuda:
         raise ConfigError(f"sync.backend={recipe.sync.backend}: needs CUDA: set sync.backend=auto")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from vllm import _custom_ops
 
-from megatron_cgrpo.rollout.cpu_batch_invariance import FEWER, ROWS, equal_sizes, in_fixed_rows
+from megatron_cgrpo.rollout.cpu_batch_invariance import FEWER, PROBED, ROWS, equal_sizes, in_fixed_rows
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 8, 63, 64, 65, 68, 130, 192])
@@ -21,6 +21,11 @@ def test_every_row_is_multiplied_in_the_fewest_rows_that_are_allowed(count: int)
     torch.testing.assert_close(in_fixed_rows(product, rows, sizes), rows @ weight)
     rest = count % ROWS
     assert used == [ROWS] * (count // ROWS) + [min(size for size in sizes if size >= rest)] * bool(rest)
+
+
+@pytest.mark.parametrize(("dtype", "outer"), [(torch.bfloat16, 5), (torch.float32, PROBED // 96 + 1)])
+def test_where_nothing_is_found_out_all_rows_are_multiplied(dtype: torch.dtype, outer: int) -> None:
+    assert equal_sizes(_custom_ops.onednn_mm, 96, outer, dtype, False) == (ROWS,)
 
 
 @pytest.mark.parametrize("biased", [False, True])

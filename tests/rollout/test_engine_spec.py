@@ -7,11 +7,12 @@ import pytest
 from megatron_cgrpo.config.critic import CriticConfig, CriticModelConfig
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.model import ModelConfig, MoeConfig
-from megatron_cgrpo.config.model_shape import QWEN2, ModelShape
+from megatron_cgrpo.config.model_shape import QWEN2, Experts, ModelShape
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.config.rollout import RolloutConfig
 from megatron_cgrpo.config.sync import SyncConfig
 from megatron_cgrpo.rollout.engine_spec import (
+    check_cpu_fp8,
     check_engine_model,
     critic_engine_spec,
     engine_args,
@@ -172,6 +173,20 @@ def test_a_head_size_without_a_cpu_kernel_is_refused_before_anything_starts() ->
     with pytest.raises(ConfigError, match=r"head_dim=16.*hidden_size"):
         check_engine_model(model_of(16), cuda=False)
     check_engine_model(model_of(16), cuda=True)
+
+
+def test_what_a_cpu_cannot_do_in_fp8_is_refused_before_anything_starts() -> None:
+    dense, weights, cache = model_of(64), RolloutConfig(quantization="fp8"), RolloutConfig(kv_cache_dtype="fp8")
+    mixture = replace(dense, experts=Experts(count=4, per_token=2, ffn=128))
+    check_cpu_fp8(weights, dense, amx=False, avx512=False)
+    check_cpu_fp8(cache, mixture, amx=False, avx512=True)
+    check_cpu_fp8(weights, mixture, amx=True, avx512=True)
+    with pytest.raises(ConfigError, match=r"rollout.quantization=fp8: .*AMX only: set rollout.quantization=none"):
+        check_cpu_fp8(weights, mixture, amx=False, avx512=True)
+    with pytest.raises(
+        ConfigError, match=r"rollout.kv_cache_dtype=fp8: .*AVX-512 only: set rollout.kv_cache_dtype=auto"
+    ):
+        check_cpu_fp8(cache, dense, amx=False, avx512=False)
 
 
 def test_qwen2_heads_of_a_width_of_their_own_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,12 +82,11 @@ def test_keys_and_values_are_rounded_to_fp8_with_a_scale_of_one(
 ) -> None:
     """With weights in FP8 beside them: only there has vLLM parameters for the scales, and no push brings any."""
     pool = start_engines(replace(fp8_spec, kv_cache_dtype="fp8"), anywhere(1, 1, gpu=False))
-    sender = sender_to(pool, tmp_path)
-    for version in (1, 2):
-        sender.send(hf_tensors(model(version)).items(), version)
-        completions = generate(pool)
-        exact = differences(completions, quantised_by_hand(version), Fp8Cache).mean()
-        unrounded = differences(completions, quantised_by_hand(version)).mean()
-        assert exact < 0.09
-        assert exact < 0.75 * unrounded
-    sender.close()
+    with closing(sender_to(pool, tmp_path)) as sender:
+        for version in (1, 2):
+            sender.send(hf_tensors(model(version)).items(), version)
+            completions = generate(pool)
+            exact = differences(completions, quantised_by_hand(version), Fp8Cache).mean()
+            unrounded = differences(completions, quantised_by_hand(version)).mean()
+            assert exact < 0.09
+            assert exact < 0.75 * unrounded

@@ -67,7 +67,7 @@ class Comparison:
             "seed": seed,
             "algorithm": {"group_size": self.setting.group},
             "parallel": {"dp": self.cores},
-            # A second engine on the same cores takes as many decoding steps, and gains nothing (docs/performance.md).
+            # A second engine on the same cores takes as many decoding steps as the first (docs/performance.md).
             "rollout": {"engines": 1, "max_concurrent_sequences": self.setting.samples},
             "train": {"micro_batch_tokens": self.setting.samples // MICRO_BATCHES * row},
         }
