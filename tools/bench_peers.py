@@ -1,6 +1,6 @@
 """Samples a second of plain GRPO, end to end, beside TRL's GRPOTrainer and a loop of `transformers` and torch.
 
-    python tools/bench_peers.py                        # an hour on two idle cores
+    python tools/bench_peers.py                        # an hour on two idle cores (estimated)
     python tools/bench_peers.py --json                 # a JSON object on standard output, the tables on standard error
     python tools/bench_peers.py --only equal           # some lengths
     python tools/bench_peers.py --results peers.json   # kept there after each lengths; again: what is missing

@@ -65,9 +65,8 @@ def equal_sizes(product: Product, inner: int, outer: int, dtype: torch.dtype, bi
     if dtype != torch.float32 or inner * outer > PROBED:
         return (ROWS,)
     generator = torch.Generator().manual_seed(0)
-    weight, rows, bias = (
-        torch.randn(size, generator=generator).to(dtype) for size in ((outer, inner), (ROWS, inner), (outer,))
-    )
+    sizes = ((outer, inner), (ROWS, inner), (outer,))
+    weight, rows, bias = (torch.randn(size, generator=generator, dtype=dtype) for size in sizes)
     handler = _custom_ops.create_onednn_mm(weight.t(), len(FEWER) + 1)
     found = {size: product(handler, rows[:size], bias if biased else None) for size in (*FEWER, ROWS)}
     return (*(size for size in FEWER if torch.equal(found[size], found[ROWS][:size])), ROWS)
