@@ -9,7 +9,7 @@ and only such whose kernels return the same bits: on most processors and shapes 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -27,31 +27,40 @@ PROBED = 1 << 24
 """Numbers in a matrix, at most: finding out takes one of the same size."""
 
 
-Product = Callable[[_custom_ops.CPUDNNLGEMMHandler, Tensor, Tensor | None], Tensor]
+Product = Callable[[_custom_ops.CPUDNNLGEMMHandler, Tensor, Tensor, Tensor | None], None]
+"""Of a matrix that oneDNN has packed and of rows, into the third, plus a bias."""
 
 
 def install() -> None:
     """Replaces vLLM's oneDNN product in this process; to be called once, before a model runs."""
-    product = _custom_ops.onednn_mm
 
     def fixed_rows(handler: _custom_ops.CPUDNNLGEMMHandler, x: Tensor, bias: Tensor | None) -> Tensor:
-        sizes = equal_sizes(product, handler.k, handler.n, x.dtype, bias is not None)
-        rows = in_fixed_rows(lambda part: product(handler, part, bias), x.reshape(-1, x.shape[-1]), sizes)
-        return rows.view(*x.shape[:-1], -1)
+        sizes = equal_sizes(multiply, handler.k, handler.n, x.dtype, bias is not None)
+        multiplied = partial(multiply, handler, bias=bias)
+        rows = in_fixed_rows(multiplied, x.reshape(-1, handler.k), handler.n, sizes)
+        return rows.view(*x.shape[:-1], handler.n)
 
     _custom_ops.onednn_mm = fixed_rows
 
 
-def in_fixed_rows(product: Callable[[Tensor], Tensor], rows: Tensor, sizes: Sequence[int] = (ROWS,)) -> Tensor:
-    """``product`` of ``rows`` [n, in], ``ROWS`` at a time, and the rest padded with zeros to the least of ``sizes``,
-    which are ascending and end with ``ROWS``."""
+def multiply(handler: _custom_ops.CPUDNNLGEMMHandler, rows: Tensor, into: Tensor, bias: Tensor | None) -> None:
+    torch.ops._C.onednn_mm(into, rows, bias, handler.handler_tensor)
+
+
+def in_fixed_rows(
+    product: Callable[[Tensor, Tensor], None], rows: Tensor, columns: int, sizes: Sequence[int] = (ROWS,)
+) -> Tensor:
+    """``product`` of ``rows`` [n, in] into [n, ``columns``], ``ROWS`` at a time, and the rest padded with zeros to the
+    least of ``sizes``, which are ascending and end with ``ROWS``."""
     whole = rows.shape[0] // ROWS * ROWS
-    parts = [product(rows[start : start + ROWS]) for start in range(0, whole, ROWS)]
     rest = rows.shape[0] - whole
+    size = next(size for size in sizes if size >= rest) if rest else 0
+    output = rows.new_empty((whole + size, columns))
+    for start in range(0, whole, ROWS):
+        product(rows[start : start + ROWS], output[start : start + ROWS])
     if rest:
-        size = next(size for size in sizes if size >= rest)
-        parts.append(product(pad(rows[whole:], (0, 0, 0, size - rest)))[:rest])
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        product(pad(rows[whole:], (0, 0, 0, size - rest)), output[whole:])
+    return output[: rows.shape[0]]
 
 
 @cache
@@ -68,5 +77,7 @@ def equal_sizes(product: Product, inner: int, outer: int, dtype: torch.dtype, bi
     sizes = ((outer, inner), (ROWS, inner), (outer,))
     weight, rows, bias = (torch.randn(size, generator=generator, dtype=dtype) for size in sizes)
     handler = _custom_ops.create_onednn_mm(weight.t(), len(FEWER) + 1)
-    found = {size: product(handler, rows[:size], bias if biased else None) for size in (*FEWER, ROWS)}
+    found = {size: rows.new_empty((size, outer)) for size in (*FEWER, ROWS)}
+    for size, into in found.items():
+        product(handler, rows[:size], into, bias if biased else None)
     return (*(size for size in FEWER if torch.equal(found[size], found[ROWS][:size])), ROWS)

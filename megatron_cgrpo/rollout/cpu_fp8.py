@@ -31,7 +31,8 @@ class CpuBlockKernel(Fp8BlockScaledMMLinearKernel):
         rows = x.reshape(-1, x.shape[-1])
         values, scale = self.quant_fp8(rows)
         inputs = values.float() * _spread(scale, self.weight_group_shape.col, 1)[:, : rows.shape[1]]
-        output = in_fixed_rows(lambda part: part @ layer.dequantised.T, inputs)
+        weight = layer.dequantised.T
+        output = in_fixed_rows(lambda part, into: torch.matmul(part, weight, out=into), inputs, weight.shape[1])
         if bias is not None:
             output = output + bias
         return output.to(self.config.out_dtype).view(*x.shape[:-1], -1)

@@ -17,10 +17,11 @@ from megatron_cgrpo.weights.transfer import file_backend
 file_backend.register()
 if current_platform.is_cpu():
     # They change what vLLM has for CPUs alone, under names of its own that may change: no matter of an engine on a GPU.
-    from megatron_cgrpo.rollout import cpu_batch_invariance, cpu_fp8, cpu_routes
+    from megatron_cgrpo.rollout import cpu_batch_invariance, cpu_fp8, cpu_kernels, cpu_routes
 
     cpu_batch_invariance.install()
     cpu_fp8.install()
+    cpu_kernels.install()
     cpu_routes.install()
 
 

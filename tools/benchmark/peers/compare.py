@@ -67,8 +67,13 @@ class Comparison:
             "seed": seed,
             "algorithm": {"group_size": self.setting.group},
             "parallel": {"dp": self.cores},
-            # A second engine on the same cores takes as many decoding steps as the first (docs/performance.md).
-            "rollout": {"engines": 1, "max_concurrent_sequences": self.setting.samples},
+            # A second engine on the same cores takes as many decoding steps as the first (docs/performance.md). In
+            # turns the one has all cores; one step off it shares them with the ranks.
+            "rollout": {
+                "engines": 1,
+                "threads": 1 if staleness else self.cores,
+                "max_concurrent_sequences": self.setting.samples,
+            },
             "train": {"micro_batch_tokens": self.setting.samples // MICRO_BATCHES * row},
         }
         recipe = directory / "recipe.yaml"
