@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from vllm import _custom_ops
 
 ROWS = 64
-"""Large batches lose a fifth of the products' speed; fewer rows slow them further."""
+"""Fewer rows at a time slow the products of large batches."""
 
 FEWER = (4, 8, 16, 32)
 """For what is left of a batch, where they are known to return the bits of ``ROWS``: a few long texts are the end of
@@ -28,19 +28,18 @@ PROBED = 1 << 24
 
 
 Product = Callable[[_custom_ops.CPUDNNLGEMMHandler, Tensor, Tensor, Tensor | None], None]
-"""Of a matrix that oneDNN has packed and of rows, into the third, plus a bias."""
+"""Takes a matrix that oneDNN has packed, rows [n, in], the output [n, out] to write, and a bias [out]."""
 
 
 def install() -> None:
     """Replaces vLLM's oneDNN product in this process; to be called once, before a model runs."""
+    _custom_ops.onednn_mm = _fixed_rows
 
-    def fixed_rows(handler: _custom_ops.CPUDNNLGEMMHandler, x: Tensor, bias: Tensor | None) -> Tensor:
-        sizes = equal_sizes(multiply, handler.k, handler.n, x.dtype, bias is not None)
-        multiplied = partial(multiply, handler, bias=bias)
-        rows = in_fixed_rows(multiplied, x.reshape(-1, handler.k), handler.n, sizes)
-        return rows.view(*x.shape[:-1], handler.n)
 
-    _custom_ops.onednn_mm = fixed_rows
+def _fixed_rows(handler: _custom_ops.CPUDNNLGEMMHandler, x: Tensor, bias: Tensor | None) -> Tensor:
+    sizes = equal_sizes(multiply, handler.k, handler.n, x.dtype, bias is not None)
+    rows = in_fixed_rows(partial(multiply, handler, bias=bias), x.reshape(-1, handler.k), handler.n, sizes)
+    return rows.view(*x.shape[:-1], handler.n)
 
 
 def multiply(handler: _custom_ops.CPUDNNLGEMMHandler, rows: Tensor, into: Tensor, bias: Tensor | None) -> None:

@@ -1,8 +1,8 @@
-"""Norms and activations of CPU engines by vLLM's C++ kernels, one call each.
+"""RMSNorm and the SiLU gate of CPU engines by vLLM's C++ kernels, one call each.
 
-vLLM has these kernels in its CPU build but means its layers to be compiled, and without that takes them apart into ten
-or so operations of torch. While few texts are left to decode those take longer than the arithmetic. The kernels compute
-every row for itself, so that the batch plays no part in its bits, and round a bfloat16 result once.
+vLLM has these kernels in its CPU build but means its layers to be compiled, and without that takes them apart into
+operations of torch, up to ten. Those are a noticeable part of a decoding step while few texts are left. The kernels
+compute every row for itself, so that the batch plays no part in its bits.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ def install() -> None:
 
 
 def _rms_norm(layer: RMSNorm, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-    whole = layer.has_weight and layer.variance_size_override is None and layer.weight.dtype == x.dtype
-    if not whole or x.shape[-1] % LANES:
+    special = not layer.has_weight or layer.variance_size_override is not None
+    dtypes = {tensor.dtype for tensor in (x, residual, layer.weight) if tensor is not None}
+    if special or len(dtypes) > 1 or x.shape[-1] % LANES:
         return layer.forward_native(x, residual)
     x = x.contiguous()
     if residual is None:

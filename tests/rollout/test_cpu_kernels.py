@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from vllm.config import CompilationConfig, CompilationMode, VllmConfig, set_current_vllm_config
+from vllm import AsyncEngineArgs
+from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
 
 from megatron_cgrpo.rollout import vllm_worker  # noqa: F401 (what workers import installs the kernels)
+from megatron_cgrpo.rollout.engine_spec import EngineSpec, engine_args
 
 WIDTHS = (8, 64, 20)
 """The last is no multiple of what the kernels go by."""
 
 
+@pytest.fixture(scope="module")
+def config(spec: EngineSpec) -> VllmConfig:
+    """An engine's: it decides whether vLLM's layers use kernels at all."""
+    return AsyncEngineArgs(**engine_args(spec)).create_engine_config()
+
+
 @pytest.fixture(autouse=True)
-def configured() -> Iterator[None]:
-    eager = VllmConfig(compilation_config=CompilationConfig(mode=CompilationMode.NONE))
-    with set_current_vllm_config(eager), torch.inference_mode():
+def configured(config: VllmConfig) -> Iterator[None]:
+    with set_current_vllm_config(config), torch.inference_mode():
         yield
 
 
@@ -63,14 +71,37 @@ def test_a_gate_is_that_of_its_definition(width: int, dtype: torch.dtype) -> Non
     torch.testing.assert_close(SiluAndMul()(x), expected.to(dtype))
 
 
+@pytest.mark.parametrize("residual", [None, torch.float32])
+@pytest.mark.parametrize(
+    ("options", "weight"),
+    [({"dtype": torch.float32}, 1.5), ({"has_weight": False}, 1.0), ({"var_hidden_size": 8}, 1.5)],
+)
+def test_what_the_kernels_do_not_do_is_computed_without_them(
+    options: dict[str, Any], weight: float, residual: torch.dtype | None
+) -> None:
+    dtype = torch.float32 if "var_hidden_size" in options else torch.bfloat16
+    layer = RMSNorm(16, eps=1e-6, **{"dtype": dtype} | options)
+    layer.weight.fill_(weight)
+    x = torch.randn(5, 16).to(dtype)
+    added = None if residual is None else torch.randn(5, 16, dtype=residual)
+    exact = x.double() if added is None else x.double() + added.double()
+    seen = exact[:, : options.get("var_hidden_size", 16)]
+    expected = exact / (seen.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+    normed = layer(x) if added is None else layer(x, added)[0]
+    torch.testing.assert_close(normed, expected.to(normed.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_row_has_the_same_bits_in_every_batch(width: int) -> None:
-    layer, x, residual = _layer(width, torch.float32), torch.randn(130, width), torch.randn(130, width)
-    whole = layer(x.clone(), residual.clone())[0]
-    gated = SiluAndMul()(x[:, : width // 2 * 2])
+def test_a_row_has_the_same_bits_in_every_batch(width: int, dtype: torch.dtype) -> None:
+    layer, gate = _layer(width, dtype), SiluAndMul()
+    x, residual = torch.randn(130, 2 * width).to(dtype), torch.randn(130, width).to(dtype)
+    inputs = x[:, :width].contiguous()
+    normed, added, gated = layer(inputs), layer(inputs.clone(), residual.clone())[0], gate(x)
     for rows in (slice(0, 1), slice(3, 10), slice(64, 129)):
-        assert torch.equal(layer(x[rows].clone(), residual[rows].clone())[0], whole[rows])
-        assert torch.equal(SiluAndMul()(x[rows, : width // 2 * 2]), gated[rows])
+        assert torch.equal(layer(inputs[rows]), normed[rows])
+        assert torch.equal(layer(inputs[rows].clone(), residual[rows].clone())[0], added[rows])
+        assert torch.equal(gate(x[rows]), gated[rows])
 
 
 def test_kernels_are_what_is_called(monkeypatch: pytest.MonkeyPatch) -> None:

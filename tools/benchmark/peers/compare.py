@@ -68,7 +68,7 @@ class Comparison:
             "algorithm": {"group_size": self.setting.group},
             "parallel": {"dp": self.cores},
             # A second engine on the same cores takes as many decoding steps as the first (docs/performance.md). In
-            # turns the one has all cores; one step off it shares them with the ranks.
+            # turns the one has all cores, as the peers' generation does; one step off it shares them with the ranks.
             "rollout": {
                 "engines": 1,
                 "threads": 1 if staleness else self.cores,
