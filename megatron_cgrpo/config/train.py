@@ -9,7 +9,7 @@ from megatron_cgrpo.config.section import Section
 
 
 class TrainConfig(Section):
-    """``updates_per_step`` > 1 splits a step's groups into mini-batches; ``pi_old`` is then recomputed.
+    """``updates_per_step`` > 1 splits a step's groups into mini-batches; the later ones have ``pi_old`` computed.
 
     ``micro_batch_tokens`` bounds the tokens packed into one micro-batch (never less than one sequence).
     ``packed: false`` pads the rows of a micro-batch instead. ``compute_of`` names the directory of a finished run:

@@ -37,6 +37,7 @@ class Assumptions(Section):
         1.5e-3, ge=0, description="the same of a layer of experts: routing waits for the host"
     )
     layer_launch_s: float = Field(1.5e-4, ge=0, description="host time to launch a layer's kernels forward")
+    first_pass: float = Field(0, ge=0, le=1, description="passes for a step's first update, whose ratios are 1")
     imbalance: float = Field(0.05, ge=0, description="time that ranks wait for the fullest micro-batch")
     # The engines' speed.
     decode_efficiency: float = Field(0.7, gt=0, le=1, description="of device memory's bandwidth while decoding")

@@ -81,6 +81,7 @@ def predicted(setup: Setup, recipe: Mapping[str, Any]) -> Estimate:
     assume = Assumptions(
         prompt_fill=PROMPT_TOKENS / made.rollout.max_prompt_tokens,
         response_fill=min(setup.mean_tokens / made.rollout.max_response_tokens, 0.98),
+        first_pass=1,  # the published programs make it
     )
     return estimate(made, setup.shape, gpu_of(setup.gpu), assume)
 

@@ -55,7 +55,7 @@ def trainer_time(recipe: Recipe, shape: ModelShape, work: Workload, assume: Assu
     model = 3 * forward_flops(shape, work.tokens, work.squares).total
     return TrainerTime(
         update=one * updates,
-        logprob=once * updates * passes(recipe),
+        logprob=once * updates * passes(recipe, assume),
         bubble=bubble * updates,
         communication=(sent_s + reduced.seconds) * updates,
         optimizer=optimizer * updates,

@@ -94,10 +94,11 @@ def _triggered(recipe: Recipe, assume: Assumptions) -> float:
     return 1.0 if recipe.critic.trigger == "always" else assume.failed_share
 
 
-def passes(recipe: Recipe) -> int:
-    """Passes without gradients over what trains: the old policy's where a step updates twice, and the reference's."""
-    algorithm = recipe.algorithm
-    return (recipe.train.updates_per_step > 1 and not algorithm.supervised) + (algorithm.kl.coef > 0)
+def passes(recipe: Recipe, assume: Assumptions) -> float:
+    """Passes without gradients over what trains: the old policy's, which the first update needs none of, and the
+    reference's."""
+    algorithm, first = recipe.algorithm, 1 / recipe.train.updates_per_step
+    return (0 if algorithm.supervised else 1 - first * (1 - assume.first_pass)) + (algorithm.kl.coef > 0)
 
 
 def micro_batches(recipe: Recipe, work: Workload) -> tuple[int, int]:

@@ -36,8 +36,9 @@ class Journal:
 
     A result is found again by its key and by what was asked, so a request that has changed since is made anew. The
     lines survive the death of the process. What a machine without power loses is asked again, and so is what a damaged
-    line held. A disk that takes no more costs a warning and what it would have saved, not the run. For several threads;
-    at most the files of the steps that are being collected are open, and results stay on disk until they are asked for.
+    line held. A disk that takes no more costs a warning and the lines that it does not take, not the run. For several
+    threads; at most the files of the steps that are being collected are open, and results stay on disk until they are
+    asked for.
     """
 
     def __init__(self, directory: Path, last_step: int, origin: Mapping[str, Any]) -> None:
@@ -46,10 +47,12 @@ class Journal:
         self._directory = directory
         self._kept: dict[tuple[RequestKey, str], int] = {}  # where in its step's file the line begins
         self._files: dict[int, FileIO] = {}
-        self._writable = True
+        self._closed = self._full = False
         self._lock = Lock()
         directory.mkdir(parents=True, exist_ok=True)
-        self._check_origin(origin)
+        self._unwritten = None if self._is_of(origin) else dict(origin)
+        if self._unwritten is not None:
+            self._discard()
         self.forget(last_step)
         for path in sorted(directory.glob(STEPS)):
             self._read(path)
@@ -66,9 +69,9 @@ class Journal:
 
     def keep(self, key: RequestKey, asked: str, result: Any) -> None:
         """``result`` is JSON-able. In an uninterrupted run nobody asks for it again, so it is on disk alone."""
-        line = json.dumps([key.step, key.prompt_id, key.stage, key.index, asked, result]) + "\n"
+        line = json.dumps([key.step, key.prompt_id, key.stage, key.index, asked, result])
         with self._lock:
-            if self._writable:
+            if not self._closed:
                 self._append(key.step, line.encode())
 
     def complete(self, step: int) -> None:
@@ -87,7 +90,7 @@ class Journal:
     def close(self) -> None:
         """What still runs and finishes later is not kept: the next process may be reading already."""
         with self._lock:
-            self._writable = False
+            self._closed = True
             self._drop(lambda other: True)
 
     def _path(self, step: int) -> Path:
@@ -99,48 +102,48 @@ class Journal:
         self._kept = {(key, asked): at for (key, asked), at in self._kept.items() if not dropped(key.step)}
 
     def _append(self, step: int, line: bytes) -> None:
+        """A line begins with its newline, so that it joins none that was cut short."""
+        begun = b"\n" + line
         try:
+            if self._unwritten is not None:
+                write_json(self._directory / ORIGIN, self._unwritten)
+                self._unwritten = None
             if step not in self._files:
                 self._files[step] = self._path(step).open("ab", buffering=0)
-            if self._files[step].write(line) < len(line):
+            if self._files[step].write(begun) < len(begun):
                 raise OSError("the disk took a part of a line")
         except OSError as error:
-            self._writable = False  # the next line would join the half one
-            logger.warning(
-                "%s: %s: should the run be interrupted, unfinished steps are sampled again", self._directory, error
-            )
+            if not self._full:
+                logger.warning(
+                    "%s: %s: should the run be interrupted, what finishes meanwhile is sampled again",
+                    self._directory,
+                    error,
+                )
+            self._full = True
+        else:
+            self._full = False
 
-    def _check_origin(self, origin: Mapping[str, Any]) -> None:
-        """Lines without an origin, of which nobody knows what wrote them, go too."""
-        path = self._directory / ORIGIN
+    def _is_of(self, origin: Mapping[str, Any]) -> bool:
         try:
-            same = json.loads(path.read_text(encoding="utf-8")) == origin
+            return json.loads((self._directory / ORIGIN).read_text(encoding="utf-8")) == origin
         except (OSError, ValueError):
-            same = False
-        if same:
-            return
+            return False
+
+    def _discard(self) -> None:
+        """Lines without an origin, of which nobody knows what wrote them, go too."""
         lines = list(self._directory.glob(STEPS))
         if lines:
             logger.warning("%s: was sampled by another model, or on another layout: sampled again", self._directory)
         for line in lines:
             line.unlink()
-        try:
-            write_json(path, dict(origin))
-        except OSError as error:
-            self._writable = False
-            logger.warning("%s: %s: nothing that is sampled is kept", path, error)
 
     def _read(self, path: Path) -> None:
-        lines = path.read_bytes().splitlines(keepends=True)
         offset = 0
-        for line in lines:
+        for line in path.read_bytes().splitlines(keepends=True):
             with suppress(ValueError):
                 step, prompt_id, stage, index, asked, _ = json.loads(line)
                 self._kept[RequestKey(step, prompt_id, stage, index), asked] = offset
             offset += len(line)
-        if lines and not lines[-1].endswith(b"\n"):
-            with path.open("ab") as file:
-                file.write(b"\n")  # what is appended must not join a line that was cut short
 
 
 class JournaledGenerator:

@@ -164,14 +164,15 @@ class TrainingLoop:
         """Adds what the objective needs and the engines cannot give.
 
         The old policy, which updates are kept near to, is the one that the step begins with, however stale the samples
-        are. With one update a step its log-probabilities are the current ones, and the pass is skipped; so it is in
+        are. In the first update its log-probabilities are the current ones, and the pass is skipped; so it is in
         supervised learning, which has no old policy.
         """
         actor = self._system.actor
+        first = next((batch for batch in rows.mini_batches if batch), None)
         batches = []
         with self._timer.phase("logprob"):
             for batch in rows.mini_batches:
-                if batch and self._recipe.train.updates_per_step > 1 and not algorithm.supervised:
+                if batch and batch is not first and not algorithm.supervised:
                     old = actor.logprobs(batch)
                     batch = [replace(row, old_logprobs=own) for row, own in zip(batch, old, strict=True)]
                 if batch and algorithm.kl.coef > 0:

@@ -20,7 +20,7 @@ OFF = {
     ("Qwen3-30B-A3B, 64 GPUs", "s, log-probabilities"): 0.56,
     ("Qwen3-30B-A3B, 64 GPUs", "s, weight push"): 0.41,
     ("Qwen3-30B-A3B, 32 GPUs", "s, weight push"): 5.75,
-    ("Qwen3-235B-A22B, 128 GPUs", "tokens/s a GPU"): 1.53,
+    ("Qwen3-235B-A22B, 128 GPUs", "tokens/s a GPU"): 1.47,
     ("Qwen3-235B-A22B, 128 GPUs", "s, weight push"): 6.39,
     ("Qwen3-30B-A3B, 8 GPUs", "MFU"): 0.49,
     ("Qwen3-30B-A3B, 16 GPUs", "MFU"): 0.53,
@@ -28,7 +28,7 @@ OFF = {
     ("27B, 8 GPUs", "s, generation"): 0.63,
     ("27B, 8 GPUs", "s, training"): 0.41,
     ("27B, 8 GPUs", "s, weight push"): 0.51,
-    ("27B, 8 GPUs", "tokens/s a GPU"): 2.00,
+    ("27B, 8 GPUs", "tokens/s a GPU"): 1.72,
 }
 """Predicted over published, of rows that are off: what is excused may not drift."""
 

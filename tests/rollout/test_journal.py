@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy
 import pytest
+from small_disk import fill, small_disk
 
 from megatron_cgrpo.critique.generated import Draft
 from megatron_cgrpo.critique.protocol import CritiqueFailure, CritiqueRequest
@@ -141,10 +142,9 @@ def test_a_line_that_was_cut_short_costs_that_request_alone(tmp_path: Path, cut:
     [path] = lines(tmp_path)
     path.write_bytes(path.read_bytes()[:-cut])
     answers = [ask(tmp_path, engine, request) for request in requests]
-    cut_away = cut > 1  # the newline alone is no loss
-    assert len(engine.asked) == 2 + cut_away
+    assert len(engine.asked) == 3
     assert [ask(tmp_path, engine, request) for request in requests] == answers
-    assert len(engine.asked) == 2 + cut_away, "and what was asked again is found the next time"
+    assert len(engine.asked) == 3, "and what was asked again is found the next time"
 
 
 def test_a_disk_that_takes_no_more_is_told_once_and_stops_nothing(
@@ -157,6 +157,42 @@ def test_a_disk_that_takes_no_more_is_told_once_and_stops_nothing(
         for seed in (1, 2):
             assert len(asyncio.run(generator.generate(replace(REQUEST, seed=seed)))) == 1
     assert [record.getMessage().count("should the run be interrupted") for record in caplog.records] == [1]
+
+
+def test_what_finishes_when_there_is_room_again_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The line that found no room has left its beginning in the file."""
+    with small_disk(tmp_path / "disk", 1) as disk, caplog.at_level(logging.WARNING):
+        folder = disk / "journal"
+        journal = Journal(folder, 0, ORIGIN)
+        generator = JournaledGenerator(Engine(), journal, lambda step: 0)
+
+        def finish(*seeds: int) -> None:
+            for seed in seeds:
+                asyncio.run(generator.generate(replace(REQUEST, seed=seed)))
+
+        finish(1)
+        filler = fill(disk)
+        finish(*range(2, 1000))
+        filler.unlink()
+        finish(1000, 1001)
+        journal.close()
+        asked = Engine()
+        for seed in (1, 999, 1000, 1001):
+            ask(folder, asked, replace(REQUEST, seed=seed))
+        assert [request.seed for request in asked.asked] == [999]
+        assert len(caplog.records) == 1
+
+
+def test_a_disk_that_is_full_from_the_start_takes_lines_later(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1) as disk:
+        filler = fill(disk)
+        journal = Journal(disk / "journal", 0, ORIGIN)
+        journal.keep(KEY, "first", [1])
+        filler.unlink()
+        journal.keep(KEY, "second", [2])
+        journal.close()
+        later = Journal(disk / "journal", 0, ORIGIN)
+        assert (later.find(KEY, "first"), later.find(KEY, "second")) == (None, [2])
 
 
 def open_files(folder: Path) -> list[str]:

@@ -31,7 +31,7 @@ from megatron_cgrpo.rollout.collect import Collector
 from megatron_cgrpo.rollout.pace import Barrier
 from megatron_cgrpo.rollout.protocol import EngineDied, GenerateRequest
 from megatron_cgrpo.rollout.seeds import request_seed
-from megatron_cgrpo.types import Completion
+from megatron_cgrpo.types import Completion, FinishReason, Prompt, Verdict
 
 LIMITS = {"max_prompt_tokens": 16, "max_response_tokens": 8, "max_critique_tokens": 64, "temperature": 0.7}
 
@@ -94,6 +94,28 @@ def test_streaming_refines_a_failed_group_while_others_still_generate() -> None:
             return len((await collector.collect(iter(PROMPTS), len(PROMPTS), 3)).groups)
 
     assert asyncio.run(run()) == len(PROMPTS)
+
+
+def test_a_sample_is_verified_when_it_ends_while_its_siblings_still_generate() -> None:
+    verified = asyncio.Event()
+
+    class Judge(DigitTask):
+        async def verify(self, prompt: Prompt, response: str, finish_reason: FinishReason) -> Verdict:
+            verified.set()
+            return await super().verify(prompt, response, finish_reason)
+
+    class WaitsForAVerdict(SelfCritic):
+        async def generate(self, request: GenerateRequest) -> list[Completion]:
+            if request.key.stage == "generate" and request.key.index > 0:
+                await verified.wait()
+            return await super().generate(request)
+
+    async def run() -> int:
+        async with asyncio.timeout(60):
+            collector = make_collector(WaitsForAVerdict(0), recipe("stream"), task=Judge())
+            return len((await collector.collect(iter(PROMPTS[:1]), 1, 3)).groups)
+
+    assert asyncio.run(run()) == 1
 
 
 def test_requests_say_what_they_are_for_and_when_it_is_their_turn() -> None:

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from benchmark.markov import Chain, Tail
-from benchmark.peers.compare import BEST_TRL, LOOP, OURS, TRL, check_same, figures
+from benchmark.peers.compare import ALGORITHM, BEST_TRL, LOOP, OURS, TRL, check_same, figures, own_layout
 from benchmark.peers.environment import CONSTRAINTS, REQUIREMENTS, default_directory, trl_python
 from benchmark.peers.job import Job, Report, packages, rewards
 from benchmark.peers.transformers_loop import advantages, batches, until_end, update
-from benchmark.setting import Files, Setting, read_questions
+from benchmark.setting import Files, Setting, read_questions, write_recipe
 from benchmark.training_run import run
 from transformers import AutoModelForCausalLM
+
+from megatron_cgrpo.config.loading import load_recipe
 
 ROOT = Path(__file__).parents[2]
 TAIL = Tail(3, 9, 0.2)
@@ -62,6 +64,16 @@ def test_other_libraries_are_no_comparison() -> None:
     check_same("TRL", own | {"trl": ["1.16.0", "trl.py"]})
     with pytest.raises(RuntimeError, match="TRL uses torch .*2.0.0.*anew"):
         check_same("TRL", own | {"torch": ["2.0.0", own["torch"][1]]})
+
+
+@pytest.mark.parametrize(("staleness", "threads"), [(0, 2), (1, 1)])
+def test_ours_has_the_same_cores_as_the_others(files: Files, tmp_path: Path, staleness: int, threads: int) -> None:
+    path = tmp_path / "recipe.yaml"
+    write_recipe(path, SETTING.recipe(files), ALGORITHM, own_layout(SETTING, 2, staleness))
+    recipe = load_recipe(path, [f"train.staleness={staleness}", "run.dir=unused"])
+    assert (recipe.rollout.engines, recipe.rollout.threads, recipe.parallel.world_size) == (1, threads, 2)
+    assert recipe.rollout.max_concurrent_sequences == SETTING.samples == 4
+    assert recipe.train.micro_batch_tokens == 5 + 12, "one of four micro-batches of four rows"
 
 
 def test_rewards_are_the_verifiers_and_nothing_for_what_did_not_stop() -> None:

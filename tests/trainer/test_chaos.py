@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -161,7 +162,10 @@ def ended(process: psutil.Process) -> bool:
 def test_a_run_survives_every_fault(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = Random(SEED)
     with chaos(folder, cache, monkeypatch, rng) as target:
-        faults = [fault for fault in FAULTS if target.disk.is_mount() or fault != "disk full"]
+        faults = list(FAULTS)
+        if not target.disk.is_mount():
+            warnings.warn("left out: disk full, since no file system of its own may be mounted here", stacklevel=1)
+            faults.remove("disk full")
         schedule = [(fault, rng.random()) for fault in rng.sample(faults, len(faults))]
         logger.warning("MCGRPO_CHAOS_SEED=%d: %s", SEED, ", ".join(fault for fault, _ in schedule))
         for fault, delay in schedule:

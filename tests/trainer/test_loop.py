@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,8 @@ from tiny_sandbox import TINY_SANDBOX
 
 from megatron_cgrpo.actor.calls import TrainerDied
 from megatron_cgrpo.actor.group import ActorGroup
+from megatron_cgrpo.actor.group_update import GroupUpdate
+from megatron_cgrpo.algorithm.spec import LossSpec
 from megatron_cgrpo.config.loading import load_recipe
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import PromptSampler
@@ -27,7 +30,7 @@ from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.record import Record
 from megatron_cgrpo.trainer.signals import StopSignal
 from megatron_cgrpo.trainer.system import System
-from megatron_cgrpo.types import Completion
+from megatron_cgrpo.types import Completion, TrainRow
 
 RECIPE = Path(__file__).parents[2] / "examples" / "sandbox.yaml"
 STEPS, PER_STEP = 5, 4
@@ -178,6 +181,43 @@ def test_a_run_is_resumed_within_a_stage_that_samples_nothing(tmp_path: Path, st
         train(settings, BreaksIn(4))
     assert (tmp_path / "run" / "last_checkpoint").read_text() == "2\n"
     assert [line["step"] for line in train(settings, StandInEngine(), resume=True)] == list(range(STEPS + 1))
+
+
+class RemembersRows(StandInTrainer):
+    """By update: whether its rows came with log-probabilities of the old policy, and with the reference's."""
+
+    def __init__(self, engines: Sequence[StandInEngine]) -> None:
+        super().__init__(engines)
+        RemembersRows.updates: list[set[tuple[bool, bool]]] = []
+
+    def update(self, rows: Sequence[TrainRow], loss: LossSpec) -> GroupUpdate:
+        self.updates.append({(row.old_logprobs is not None, row.reference_logprobs is not None) for row in rows})
+        return super().update(rows, loss)
+
+
+def test_the_old_policys_pass_is_made_for_all_updates_of_a_step_but_the_first(tmp_path: Path) -> None:
+    settings = recipe(tmp_path / "run", "train.updates_per_step=2", "train.steps=2")
+    train(settings, StandInEngine(), trainer=RemembersRows)
+    assert RemembersRows.updates == [{(False, True)}, {(True, True)}] * 2
+    supervised = ("algorithm.preset=sft", "critic.kind=none", "algorithm.kl.coef=0")
+    train(recipe(tmp_path / "sft", "train.updates_per_step=2", *supervised), StandInEngine(), trainer=RemembersRows)
+    assert RemembersRows.updates and all(rows == {(False, False)} for rows in RemembersRows.updates)
+
+
+class TrainsBesideSleepers(StandInTrainer):
+    """Colocated engines have left their devices to it."""
+
+    def update(self, rows: Sequence[TrainRow], loss: LossSpec) -> GroupUpdate:
+        assert all(engine.version is None for engine in self._engines)
+        return super().update(rows, loss)
+
+
+def test_colocated_engines_sleep_while_a_step_is_trained(tmp_path: Path) -> None:
+    engine, apart = StandInEngine(), StandInEngine()
+    shared = ("rollout.placement=colocated", "parallel.tp=1", "rollout.engines=1")
+    lines = train(recipe(tmp_path / "run", *shared), engine, trainer=TrainsBesideSleepers)
+    assert engine.sleeps == STEPS and apart.sleeps == 0
+    assert lines == train(recipe(tmp_path / "apart", *shared[1:]), apart)
 
 
 class LosesARankWhenItSaves(StandInTrainer):

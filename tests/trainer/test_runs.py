@@ -68,6 +68,29 @@ def test_the_timeline_of_a_run_shows_no_barrier_unless_there_is_one(
     assert barrier.comparable_metrics() == uninterrupted.comparable_metrics()
 
 
+def test_the_timelines_of_a_run_have_all_that_takes_part(uninterrupted: Files) -> None:
+    files = trace_files.step_files(uninterrupted.directory / trace_files.DIRECTORY)
+    assert list(files) == list(range(STEPS + 1))
+    for step, path in files.items():
+        found: dict[str, set[str]] = {}
+        for span in trace_files.read_timeline(path).spans:
+            found.setdefault(span.track, set()).add(span.name)
+        if step == 0:
+            assert "evaluate" in found["trainer"] and "evaluate" in found["engine 0"] & found["engine 1"]
+            continue
+        assert {"collect", "logprob", "measure", "update", "sync", "record"} <= found["trainer"]
+        assert {"logprob", "update", "push"} <= found["rank 0"] & found["rank 1"]
+        assert {"generate", "refine"} <= found["engine 0"] | found["engine 1"]
+        assert (found["sync"], found["verify"], found["critic"]) == ({"push"}, {"verify"}, {"critique"})
+
+
+def test_colocated_engines_give_the_same_run(folder: Path, cache: Path, uninterrupted: Files) -> None:
+    """Between a push and the end of a collection they serve, else they refuse: also while the system starts."""
+    run = Run(folder, cache, "colocated", "rollout.engines=2", "rollout.placement=colocated")
+    run.finish()
+    assert run.comparable_metrics() == uninterrupted.comparable_metrics()
+
+
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder: Path, cache: Path, uninterrupted: Files) -> None:
     moment = Random()  # the test holds for every moment, so each run tries another
     step, delay = moment.randint(1, STEPS - 1), moment.random()

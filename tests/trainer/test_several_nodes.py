@@ -1,4 +1,4 @@
-"""Ranks and engines on nodes of their own: training with weight sync between them, and nodes that are lost."""
+"""Ranks and engines on Ray nodes of their own, all on this machine: they train together, and nodes are lost."""
 
 from __future__ import annotations
 

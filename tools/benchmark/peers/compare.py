@@ -62,22 +62,9 @@ class Comparison:
         return train_once
 
     def _ours(self, files: Files, directory: Path, seed: int, staleness: int) -> Report:
-        row = self.setting.prompt_tokens + self.setting.max_response
-        layout = {
-            "seed": seed,
-            "algorithm": {"group_size": self.setting.group},
-            "parallel": {"dp": self.cores},
-            # A second engine on the same cores takes as many decoding steps as the first (docs/performance.md). In
-            # turns the one has all cores, as the peers' generation does; one step off it shares them with the ranks.
-            "rollout": {
-                "engines": 1,
-                "threads": 1 if staleness else self.cores,
-                "max_concurrent_sequences": self.setting.samples,
-            },
-            "train": {"micro_batch_tokens": self.setting.samples // MICRO_BATCHES * row},
-        }
         recipe = directory / "recipe.yaml"
-        write_recipe(recipe, self.setting.recipe(files), ALGORITHM, layout)
+        layout = own_layout(self.setting, self.cores, staleness)
+        write_recipe(recipe, self.setting.recipe(files), ALGORITHM, {"seed": seed}, layout)
         steps = train(recipe, directory / "run", self.steps, [f"train.staleness={staleness}"])
         lengths = [tokens for collected in steps.collections for tokens in collected.lengths]
         seconds = [line["time.step"] for line in steps.lines]
@@ -120,6 +107,23 @@ class Comparison:
             "steps": self.steps,
             "repeats": self.repeats,
         }
+
+
+def own_layout(setting: Setting, cores: int, staleness: int) -> dict[str, Any]:
+    """Who has which cores: in turns engine and ranks have all of them, as the peers' generation and training do; one
+    step off the engine shares them with the ranks. A second engine on the same cores would take as many decoding steps
+    as the first (docs/performance.md)."""
+    row = setting.prompt_tokens + setting.max_response
+    return {
+        "algorithm": {"group_size": setting.group},
+        "parallel": {"dp": cores},
+        "rollout": {
+            "engines": 1,
+            "threads": 1 if staleness else cores,
+            "max_concurrent_sequences": setting.samples,
+        },
+        "train": {"micro_batch_tokens": setting.samples // MICRO_BATCHES * row},
+    }
 
 
 def check_same(side: str, used: dict[str, list[str]]) -> None:
