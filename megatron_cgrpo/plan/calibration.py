@@ -76,12 +76,12 @@ def _short(value: float) -> str:
 
 
 def predicted(setup: Setup, recipe: Mapping[str, Any]) -> Estimate:
-    """With the published lengths; all else is assumed as everywhere."""
+    """With the published lengths, and all passes for old log-probabilities; all else is assumed as everywhere."""
     made = Recipe.model_validate(recipe)
     assume = Assumptions(
         prompt_fill=PROMPT_TOKENS / made.rollout.max_prompt_tokens,
         response_fill=min(setup.mean_tokens / made.rollout.max_response_tokens, 0.98),
-        first_pass=1,  # the published programs make it
+        first_pass=1,
     )
     return estimate(made, setup.shape, gpu_of(setup.gpu), assume)
 

@@ -6,10 +6,12 @@ import base64
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from io import FileIO
+from errno import ENOSPC
+from io import SEEK_END, FileIO
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -69,7 +71,7 @@ class Journal:
 
     def keep(self, key: RequestKey, asked: str, result: Any) -> None:
         """``result`` is JSON-able. In an uninterrupted run nobody asks for it again, so it is on disk alone."""
-        line = json.dumps([key.step, key.prompt_id, key.stage, key.index, asked, result])
+        line = json.dumps([key.step, key.prompt_id, key.stage, key.index, asked, result]) + "\n"
         with self._lock:
             if not self._closed:
                 self._append(key.step, line.encode())
@@ -102,16 +104,18 @@ class Journal:
         self._kept = {(key, asked): at for (key, asked), at in self._kept.items() if not dropped(key.step)}
 
     def _append(self, step: int, line: bytes) -> None:
-        """A line begins with its newline, so that it joins none that was cut short."""
-        begun = b"\n" + line
+        """A whole line or nothing: what there is room for may be what a step's metrics wait for."""
         try:
             if self._unwritten is not None:
                 write_json(self._directory / ORIGIN, self._unwritten)
                 self._unwritten = None
             if step not in self._files:
                 self._files[step] = self._path(step).open("ab", buffering=0)
-            if self._files[step].write(begun) < len(begun):
-                raise OSError("the disk took a part of a line")
+            file = self._files[step]
+            end = file.seek(0, SEEK_END)
+            if file.write(line) < len(line):
+                file.truncate(end)
+                raise OSError(ENOSPC, os.strerror(ENOSPC))
         except OSError as error:
             if not self._full:
                 logger.warning(
@@ -138,12 +142,16 @@ class Journal:
             line.unlink()
 
     def _read(self, path: Path) -> None:
+        lines = path.read_bytes().splitlines(keepends=True)
         offset = 0
-        for line in path.read_bytes().splitlines(keepends=True):
+        for line in lines:
             with suppress(ValueError):
                 step, prompt_id, stage, index, asked, _ = json.loads(line)
                 self._kept[RequestKey(step, prompt_id, stage, index), asked] = offset
             offset += len(line)
+        if lines and not lines[-1].endswith(b"\n"):
+            with path.open("ab") as file:
+                file.write(b"\n")  # what is appended must not join a line that was cut short
 
 
 class JournaledGenerator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_cgrpo.actor.group import ActorGroup
 from megatron_cgrpo.config.algorithm import AlgorithmConfig
@@ -42,7 +42,8 @@ class Witness:
         metrics = ledger_metrics(groups, rows, question, origins, gamma)
         every = self.observe.gradients_every
         if every and step % every == 0:
-            everything = [row for batch in rows.mini_batches for row in batch]
+            # The old policy is the current one: its log-probabilities, which only some rows have, say nothing more.
+            everything = [replace(row, old_logprobs=None) for batch in rows.mini_batches for row in batch]
             norms = self.actor.gradient_norms(everything, loss_spec(algorithm))
             metrics |= {f"gradient.{source}": norm for source, norm in norms.items()}
         details: list[GroupDetails] = []

@@ -13,10 +13,11 @@ from megatron_cgrpo.plan.assumptions import Assumptions
 from megatron_cgrpo.plan.communication import Fabric, data_parallel_traffic, pass_traffic
 from megatron_cgrpo.plan.flops import forward_flops
 from megatron_cgrpo.plan.gpus import GIB, gpu_of
-from megatron_cgrpo.plan.workload import Stage, workload
+from megatron_cgrpo.plan.workload import Stage, passes, workload
 
 ASSUME = Assumptions()
 H100 = gpu_of("h100")
+SUPERVISED = {"advantage": {"baseline": "none"}, "refinement": {"ratio": "on_policy"}, "correction": {"mode": "none"}}
 
 
 def test_operations_of_a_llama_layer_by_hand() -> None:
@@ -99,6 +100,22 @@ def test_what_a_step_samples_and_trains_by_hand() -> None:
     assert (plain.critique.sequences, plain.refine.sequences, plain.rows) == (0, 0, 512)
     templates = workload(recipe(critic={"source": "program"}), assume)
     assert templates.critique.sequences == 0 and templates.refine.sequences > 0
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "updates", "expected"),
+    [
+        ({"kl": {"coef": 0.0}}, 1, 0),
+        ({"kl": {"coef": 0.0}}, 4, 0.75),
+        ({"kl": {"coef": 0.01}}, 2, 1.5),
+        (SUPERVISED, 2, 0),
+    ],
+)
+def test_the_first_update_needs_no_pass_for_the_old_policy(
+    algorithm: dict[str, Any], updates: int, expected: float
+) -> None:
+    made = recipe(algorithm=algorithm, train={"updates_per_step": updates}, critic={"kind": "none"})
+    assert passes(made, ASSUME) == expected
 
 
 def test_a_step_is_the_sum_of_its_phases_or_the_longer_of_what_overlaps() -> None:

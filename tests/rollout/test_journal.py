@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import os
@@ -142,9 +143,10 @@ def test_a_line_that_was_cut_short_costs_that_request_alone(tmp_path: Path, cut:
     [path] = lines(tmp_path)
     path.write_bytes(path.read_bytes()[:-cut])
     answers = [ask(tmp_path, engine, request) for request in requests]
-    assert len(engine.asked) == 3
+    cut_away = cut > 1  # the newline alone is no loss
+    assert len(engine.asked) == 2 + cut_away
     assert [ask(tmp_path, engine, request) for request in requests] == answers
-    assert len(engine.asked) == 3, "and what was asked again is found the next time"
+    assert len(engine.asked) == 2 + cut_away, "and what was asked again is found the next time"
 
 
 def test_a_disk_that_takes_no_more_is_told_once_and_stops_nothing(
@@ -160,7 +162,6 @@ def test_a_disk_that_takes_no_more_is_told_once_and_stops_nothing(
 
 
 def test_what_finishes_when_there_is_room_again_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The line that found no room has left its beginning in the file."""
     with small_disk(tmp_path / "disk", 1) as disk, caplog.at_level(logging.WARNING):
         folder = disk / "journal"
         journal = Journal(folder, 0, ORIGIN)
@@ -180,6 +181,7 @@ def test_what_finishes_when_there_is_room_again_is_kept(tmp_path: Path, caplog: 
         for seed in (1, 999, 1000, 1001):
             ask(folder, asked, replace(REQUEST, seed=seed))
         assert [request.seed for request in asked.asked] == [999]
+        assert all(json.loads(line) for line in lines(folder)[0].read_text().splitlines()), "none is cut short"
         assert len(caplog.records) == 1
 
 

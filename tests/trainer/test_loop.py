@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from megatron_cgrpo.observe.display import PlainDisplay
 from megatron_cgrpo.observe.metrics import is_timing
 from megatron_cgrpo.rollout.pool import EnginePool
 from megatron_cgrpo.rollout.protocol import GenerateRequest
+from megatron_cgrpo.trainer.batch import StepRows, build_rows
 from megatron_cgrpo.trainer.budget import ComputeBudget
 from megatron_cgrpo.trainer.guard import Collapsed
 from megatron_cgrpo.trainer.loop import TrainingLoop
@@ -183,25 +185,42 @@ def test_a_run_is_resumed_within_a_stage_that_samples_nothing(tmp_path: Path, st
     assert [line["step"] for line in train(settings, StandInEngine(), resume=True)] == list(range(STEPS + 1))
 
 
-class RemembersRows(StandInTrainer):
-    """By update: whether its rows came with log-probabilities of the old policy, and with the reference's."""
-
-    def __init__(self, engines: Sequence[StandInEngine]) -> None:
-        super().__init__(engines)
-        RemembersRows.updates: list[set[tuple[bool, bool]]] = []
-
-    def update(self, rows: Sequence[TrainRow], loss: LossSpec) -> GroupUpdate:
-        self.updates.append({(row.old_logprobs is not None, row.reference_logprobs is not None) for row in rows})
-        return super().update(rows, loss)
+KL, SFT = ("algorithm.kl.coef=0.01",), ("algorithm.preset=sft", "critic.kind=none", "algorithm.kl.coef=0")
 
 
-def test_the_old_policys_pass_is_made_for_all_updates_of_a_step_but_the_first(tmp_path: Path) -> None:
-    settings = recipe(tmp_path / "run", "train.updates_per_step=2", "train.steps=2")
-    train(settings, StandInEngine(), trainer=RemembersRows)
-    assert RemembersRows.updates == [{(False, True)}, {(True, True)}] * 2
-    supervised = ("algorithm.preset=sft", "critic.kind=none", "algorithm.kl.coef=0")
-    train(recipe(tmp_path / "sft", "train.updates_per_step=2", *supervised), StandInEngine(), trainer=RemembersRows)
-    assert RemembersRows.updates and all(rows == {(False, False)} for rows in RemembersRows.updates)
+@pytest.mark.parametrize(
+    ("overrides", "empty", "expected"),
+    [
+        (KL, 0, [(False, True), (True, True), (True, True), (True, True)]),
+        (KL, 2, [(False, True), (True, True)]),
+        (SFT, 0, [(False, False)] * 4),
+    ],
+    ids=["all train", "the first two do not", "supervised"],
+)
+def test_the_old_policys_pass_is_made_for_all_updates_of_a_step_but_the_first(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+    empty: int,
+    expected: list[tuple[bool, bool]],
+) -> None:
+    """By update: whether rows have log-probabilities of the old policy, and of the reference."""
+    updates: list[set[tuple[bool, bool]]] = []
+
+    class Remembers(StandInTrainer):
+        def update(self, rows: Sequence[TrainRow], loss: LossSpec) -> GroupUpdate:
+            updates.append({(row.old_logprobs is not None, row.reference_logprobs is not None) for row in rows})
+            return super().update(rows, loss)
+
+    def some_empty(*arguments: Any) -> StepRows:
+        rows = build_rows(*arguments)
+        none: list[Any] = [[]] * empty
+        return replace(rows, mini_batches=none + rows.mini_batches[empty:], trained=none + rows.trained[empty:])
+
+    monkeypatch.setattr("megatron_cgrpo.trainer.loop.build_rows", some_empty)
+    settings = recipe(tmp_path / "run", "train.updates_per_step=4", "train.steps=2", *overrides)
+    train(settings, StandInEngine(), trainer=Remembers)
+    assert updates == [{rows} for rows in expected] * 2
 
 
 class TrainsBesideSleepers(StandInTrainer):
