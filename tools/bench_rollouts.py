@@ -1,6 +1,6 @@
 """What streaming, staleness and packing gain, what pushes and lost engines cost, and how a step grows.
 
-    python tools/bench_rollouts.py                              # about two hours on two idle cores
+    python tools/bench_rollouts.py                              # about an hour and a half on two idle cores
     python tools/bench_rollouts.py --json --images docs/images  # one JSON object on standard output, and the plots
     python tools/bench_rollouts.py --only streaming recovery    # some sections
     python tools/bench_rollouts.py --results rollouts.json      # kept there after each section; again: what is missing
