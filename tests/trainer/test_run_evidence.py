@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from training_runs import PATIENCE_S, STEPS, Files, Run
+from transformers import AutoTokenizer
 
 from megatron_cgrpo.observe.metrics import read_metrics
 
@@ -69,7 +70,12 @@ def test_no_prompt_that_trains_has_seen_a_critique_or_an_attempt(uninterrupted: 
     assert refinements > 0 and trained > 0
 
 
-def test_the_ledger_agrees_with_the_dump(uninterrupted: Files) -> None:
+def test_the_ledger_agrees_with_the_dump(uninterrupted: Files, base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
+    def prompt_tokens(dumped: list[dict[str, Any]]) -> int:
+        return sum(len(tokenizer.encode(row["prompt"])) for group in dumped for row in group["trained"])
+
     by_step: dict[int, list[dict[str, Any]]] = {}
     for group in groups(uninterrupted):
         by_step.setdefault(group["step"], []).append(group)
@@ -79,10 +85,11 @@ def test_the_ledger_agrees_with_the_dump(uninterrupted: Files) -> None:
         refined = [refinement for group in dumped for refinement in group["refinements"]]  # selected or not
         assert line["cost.update.tokens"] == sum(row["response_tokens"] for _, row in rows)
         assert line["cost.update.tokens"] + line["cost.update.prompt_tokens"] == line["tokens.update"]
-        # The reference for all, the old policy for the second of two updates.
-        later = [row["response_tokens"] for group in dumped[len(dumped) // 2 :] for row in group["trained"]]
-        assert line["cost.logprob.tokens"] == line["cost.update.tokens"] + sum(later)
-        assert 1 < line["cost.logprob.prompt_tokens"] / line["cost.update.prompt_tokens"] < 2
+        assert line["cost.update.prompt_tokens"] == prompt_tokens(dumped)
+        later = dumped[len(dumped) // 2 :]  # the old policy's pass is for the second update; the reference's for both
+        later_tokens = sum(row["response_tokens"] for group in later for row in group["trained"])
+        assert line["cost.logprob.tokens"] == line["cost.update.tokens"] + later_tokens
+        assert line["cost.logprob.prompt_tokens"] == line["cost.update.prompt_tokens"] + prompt_tokens(later)
         assert line["ledger.count.trained_tokens"] == line["tokens.rollout"] + line["tokens.refinement"]
         assert line.get("ledger.count.refinements", 0) == len(refined)
         if refined:
