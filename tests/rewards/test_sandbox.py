@@ -5,11 +5,11 @@ import socket
 import subprocess
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from processes import left
 
 from megatron_cgrpo.rewards import sandbox as sandbox_module
 from megatron_cgrpo.rewards.sandbox import Limits, Run, Sandbox, SandboxUnavailable, why_not_namespaces
@@ -99,7 +99,7 @@ def test_a_daemon_does_not_outlive_the_program() -> None:
     )
     outcome = run(source)
     assert (outcome.status, outcome.timed_out) == (0, False)
-    assert not _running(mark)
+    assert left(_marked(mark)) == []
 
 
 @confined
@@ -115,7 +115,7 @@ def test_a_program_that_ignores_signals_and_forks_ends_with_its_time() -> None:
     )
     outcome = run(source, Limits(wall_seconds=2.0))
     assert outcome.timed_out
-    assert not _running(mark)
+    assert left(_marked(mark)) == []
 
 
 @confined
@@ -206,6 +206,5 @@ def _sleeper(mark: str) -> str:
     return repr(["/python/bin/python3", "-c", "open('up', 'w'); import time; time.sleep(60)", mark])
 
 
-def _running(mark: str) -> bool:
-    time.sleep(0.2)  # for the kernel to finish what it has killed
-    return any(mark in (process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+def _marked(mark: str) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter(["cmdline"]) if mark in (process.info["cmdline"] or [])]

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
 import ray
 import torch
+from processes import left, titled
 from tiny_qwen3 import hf_tensors, tiny_qwen3
 from transformers import Qwen3ForCausalLM
 
@@ -242,25 +242,17 @@ def test_a_recovered_engine_serves_after_the_next_push(pool: EnginePool, sender:
 
 
 def test_a_dead_engine_core_is_noticed_and_shutdown_leaves_nothing(pool: EnginePool) -> None:
-    cores = [process for process in psutil.Process().children(recursive=True) if is_engine_core(process)]
+    actors = titled(psutil.Process().children(recursive=True), "ray::VllmEngine")
+    beneath = [process for actor in actors for process in actor.children(recursive=True)]
+    cores = titled(beneath, "EngineCore")
     assert len(cores) == 2
-    before = {path.name for path in Path("/dev/shm").iterdir()}
     for core in cores:
         core.kill()
     for engine in pool.engines:
         with pytest.raises(EngineDied):
             asyncio.run(engine.generate(GenerateRequest(PROMPTS[0], 4, 0, 60)))
     asyncio.run(pool.shutdown())
-    psutil.wait_procs(cores, timeout=30)
-    assert not [process for process in psutil.Process().children(recursive=True) if is_engine_core(process)]
-    assert {path.name for path in Path("/dev/shm").iterdir()} <= before
-
-
-def is_engine_core(process: psutil.Process) -> bool:
-    try:
-        return "EngineCore" in process.name() or "EngineCore" in " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return False
+    assert left([*actors, *beneath]) == []
 
 
 def test_the_cause_of_a_failed_start_comes_out_of_the_engine_core(cluster: None, spec: EngineSpec) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-import psutil
 import pytest
 from benchmark.collection import Collection, collection
 from benchmark.markov import Chain, Tail
@@ -23,6 +22,7 @@ from benchmark.rollouts.staleness import ceiling, longer_prompts, training_over_
 from benchmark.rollouts.streaming import check_same, drawing, step_ratios, with_share
 from benchmark.setting import Setting
 from benchmark.training_run import Steps, read_steps, run
+from processes import runs
 
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.observe import trace
@@ -316,4 +316,4 @@ def test_a_run_that_takes_too_long_is_ended_with_all_its_processes(tmp_path: Pat
     with pytest.raises(TimeoutError, match=r"not done after 2 s(.|\n)*begun"):
         run([sys.executable, "-c", parent], {}, limit_s=2.0, meanwhile=impatient)
     pid = int((tmp_path / "pid").read_text())
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert not runs(pid)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 import psutil
+from processes import titled
 from training_runs import PATIENCE_S, ROOT, Run
 
 from megatron_cgrpo.config.loading import load_recipe
@@ -16,18 +17,6 @@ from megatron_cgrpo.trainer.problems import Problems
 
 RANK, ENGINE, CORE = "ray::Worker", "ray::VllmEngine", "EngineCore"
 """What the titles of a trainer rank, of an engine actor, and of the engine core beneath it contain."""
-
-
-def titled(processes: Iterable[psutil.Process], title: str) -> list[psutil.Process]:
-    """The processes of that title, the oldest first."""
-    found = []
-    for process in processes:
-        try:
-            if title in " ".join([process.name(), *process.cmdline()]):
-                found.append(process)
-        except psutil.Error:  # it has just ended
-            continue
-    return sorted(found, key=lambda process: process.create_time())
 
 
 def living(run: Run, title: str) -> list[psutil.Process]:

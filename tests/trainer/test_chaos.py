@@ -22,7 +22,8 @@ from typing import Any
 import psutil
 import pytest
 from chat_server import Answer, chat_server, says
-from faults import CORE, ENGINE, RANK, check_gone, check_prompts, living, titled
+from faults import CORE, ENGINE, RANK, check_gone, check_prompts, living
+from processes import runs, titled
 from ray_nodes import Nodes, ray_nodes
 from small_disk import fill, small_disk
 from training_runs import MARK, SMALL, Log, Run
@@ -122,7 +123,7 @@ class Target:
                 core = titled(actor.children(recursive=True), CORE)[0]
                 victim = core if part == "core" else actor
                 victim.send_signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
-                return lambda: self.until(f"it is rid of: {fault}", lambda: ended(actor))
+                return lambda: self.until(f"it is rid of: {fault}", lambda: not runs(actor))
             case ["trainer", "rank", "killed"]:
                 self._rank().kill()
             case ["node", "lost"]:
@@ -150,13 +151,6 @@ class Target:
 
     def _rank(self) -> psutil.Process:
         return self.rng.choice(living(self.run, RANK))
-
-
-def ended(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_a_run_survives_every_fault(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +204,4 @@ def chaos(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, rng: Rando
             try:
                 yield target
             finally:
-                for process in run.session():  # also what a lost node left behind
-                    process.kill()
-                run.process.wait()
+                run.kill()  # also what a lost node left behind

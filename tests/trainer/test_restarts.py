@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from faults import CORE, ENGINE, RANK, check_gone, check_prompts, living, successors
+from processes import runs
 from training_runs import SMALL, STEPS, Files, Run
 
 from megatron_cgrpo.actor.calls import TrainerDied
@@ -58,7 +59,7 @@ def check_recovered(run: Run, uninterrupted: Files, *victims: psutil.Process) ->
     run.finish()
     check_gone(run, RANK, ENGINE, CORE)
     assert run.session() == []
-    assert not any(victim.is_running() and victim.status() != psutil.STATUS_ZOMBIE for victim in victims)
+    assert not any(runs(victim) for victim in victims)
     assert run.comparable_metrics() == uninterrupted.comparable_metrics()
     check_prompts(run, SMALL, STEPS)
 

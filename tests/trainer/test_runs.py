@@ -10,11 +10,13 @@ from random import Random
 
 import pytest
 import torch
+from faults import RANK, living
 from own_model import EOS, write_own_problems
 from training_runs import OF_ANY_TASK, PATIENCE_S, STEPS, Files, Run
 
 from megatron_cgrpo.observe import trace_files
 from megatron_cgrpo.observe.metrics import read_metrics
+from megatron_cgrpo.weights.transfer.file import FOLDER, SHARED_MEMORY
 
 
 def test_a_run_leaves_what_it_promises(uninterrupted: Files) -> None:
@@ -107,15 +109,15 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder: Path, cach
 
 
 def test_sigterm_saves_and_leaves_nothing_running_and_another_layout_goes_on(folder: Path, cache: Path) -> None:
-    before = set(Path("/dev/shm").glob("mcgrpo-*")) if Path("/dev/shm").is_dir() else set()
     run = Run(folder, cache, "stopped", "checkpoint.every=0")
     run.wait_for_step(1)
+    senders = [process.pid for process in living(run, RANK)]
     run.process.send_signal(signal.SIGTERM)
     _, errors = run.process.communicate(timeout=PATIENCE_S)
     assert run.process.returncode == 128 + signal.SIGTERM, errors[-4000:]
     assert "Traceback" not in errors
     assert run.session() == []
-    assert not set(Path("/dev/shm").glob("mcgrpo-*")) - before
+    assert [path for pid in senders for path in SHARED_MEMORY.glob(f"{FOLDER}{pid}-*")] == []
     reached = read_metrics(run.directory / "metrics.jsonl")[-1]["step"]
     assert (run.directory / "checkpoints" / f"step_{reached:06d}" / "manifest.json").is_file()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import psutil
+from processes import kill_all
 from tiny_sandbox import TINY_SANDBOX
 
 from megatron_cgrpo.observe.metrics import is_timing, read_metrics
@@ -112,10 +113,9 @@ class Run(Files):
         return alive
 
     def kill(self) -> None:
-        """As a machine that loses its power: nothing gets to clean up."""
-        for process in self.session():
-            process.kill()
-        self.process.communicate()
+        """As a machine that loses its power: nothing gets to clean up, and nothing is left."""
+        kill_all(self.session)
+        self.process.wait()
 
 
 class Log:

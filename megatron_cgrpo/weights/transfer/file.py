@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from megatron_cgrpo.weights.transfer.protocol import EngineClient, NamedTensors
 
 SHARED_MEMORY = Path("/dev/shm")
 DEFAULT_BUCKET_BYTES = 512 << 20
+
+FOLDER = "mcgrpo-weights-"
+"""Names what a sender writes, its process id following: whose it was can be told when a push was killed half-way."""
 
 
 class FileSender:
@@ -52,7 +56,7 @@ class FileSender:
 
     def _transmit(self, tensors: Iterator[tuple[str, Tensor]], client: EngineClient, version: int) -> None:
         client.start_weight_update()
-        with tempfile.TemporaryDirectory(prefix="mcgrpo-weights-", dir=self._parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=f"{FOLDER}{os.getpid()}-", dir=self._parent) as folder:
             for index, bucket in enumerate(buckets(tensors, self._bucket_bytes)):
                 path = Path(folder) / f"v{version}-{index}.safetensors"
                 save_file(bucket, path)
