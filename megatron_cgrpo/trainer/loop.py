@@ -231,11 +231,14 @@ class TrainingLoop:
     def _save_rest(self) -> None:
         """What was trained since the last checkpoint. The run ends for a reason of its own, which a rank that is lost
         on the way must not hide: that would start the run again."""
+        saved, trained = self._record.last_saved, self._trained
         try:
-            if self._record.last_saved != self._record.last_step:
-                self._save(self._record.last_step)
+            if self._record.last_step != trained:  # and of the step before it nobody has the weights any more
+                logger.warning("steps %d to %d are lost: the disk did not take the last one's line", saved + 1, trained)
+            elif saved != trained:
+                self._save(trained)
         except LOST as lost:
-            logger.warning("steps %d to %d are lost: %s", self._record.last_saved + 1, self._record.last_step, lost)
+            logger.warning("steps %d to %d are lost: %s", saved + 1, trained, lost)
 
     def _save(self, step: int) -> None:
         with self._timer.phase("checkpoint"):

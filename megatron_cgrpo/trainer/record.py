@@ -17,6 +17,7 @@ from megatron_cgrpo.config.errors import CheckpointNotWritten, ConfigError, RunE
 from megatron_cgrpo.config.loading import dump_recipe, load_recipe
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import SamplerState
+from megatron_cgrpo.launch.waiting import Poll, undisturbed
 from megatron_cgrpo.observe.atomic import write_text
 from megatron_cgrpo.observe.display import Display
 from megatron_cgrpo.observe.metrics import Metrics, MetricsLog, Sink, read_metrics
@@ -38,6 +39,8 @@ CONFIG = "config.yaml"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PATIENCE_S = 600.0
 """Others may fill a shared disk for a while, and the next step needs the line of this one."""
+STOPPED_PATIENCE_S = 10.0
+"""Of a run that was asked to stop, since a scheduler kills it soon: Slurm half a minute after its SIGTERM."""
 POLL_S = 1.0
 
 T = TypeVar("T")
@@ -47,12 +50,12 @@ class Record:
     """Opens the run directory; with ``resume``, back at its last complete checkpoint (or at the start without one).
 
     A method that writes waits on a full disk up to ``PATIENCE_S`` seconds for space, and raises RunError where the disk
-    does not take it, with the file and the remedy.
+    does not take it, with the file and the remedy. After ``STOPPED_PATIENCE_S`` what ``poll`` raises ends the wait.
     """
 
-    def __init__(self, recipe: Recipe, display: Display, *, resume: bool) -> None:
+    def __init__(self, recipe: Recipe, display: Display, *, resume: bool, poll: Poll = undisturbed) -> None:
         """Raises ConfigError where a resumed run would train something else than the interrupted one."""
-        self._recipe, self._display = recipe, display
+        self._recipe, self._display, self._poll = recipe, display, poll
         self.directory = Path(recipe.run.dir)
         self._store = CheckpointStore(self.directory / "checkpoints", recipe.checkpoint.keep_last)
         self.checkpoint = self._store.latest() if resume else None
@@ -186,14 +189,14 @@ class Record:
 
     def _on_disk(self, write: Callable[[], T]) -> T:
         """What ``write`` returns, which may be called again where it failed."""
-        deadline = time.monotonic() + PATIENCE_S
+        begun = time.monotonic()
         waiting = False
         while True:
             try:
                 return write()
             except OSError as error:
                 path = error.filename or self.directory
-                if error.errno not in FULL or time.monotonic() >= deadline:
+                if error.errno not in FULL or time.monotonic() - begun >= PATIENCE_S:
                     raise RunError(
                         f"{path}: {error.strerror}: free space or mend the disk, then go on from step "
                         f"{self.last_saved} with --resume"
@@ -201,4 +204,6 @@ class Record:
                 if not waiting:
                     logger.warning("%s: %s: waiting up to %g s for space", path, error.strerror, PATIENCE_S)
                 waiting = True
+            if time.monotonic() - begun >= STOPPED_PATIENCE_S:
+                self._poll()
             time.sleep(POLL_S)

@@ -56,7 +56,7 @@ def _train(
     """The metrics of a run that has reached its end, in as many attempts as ``run.restarts`` allows."""
     restarts = Restarts(recipe.run.restarts, recipe.rollout.start_timeout_s)
     while True:
-        with Record(recipe, display, resume=resume) as record:
+        with Record(recipe, display, resume=resume, poll=stop.check) as record:
             try:
                 if _finished(recipe, problems, record, display, stop, restarts, ComputeBudget(limit)):
                     return record.metrics()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ from training_runs import PATIENCE_S, STEPS, Files, Log, Run
 from megatron_cgrpo.config.errors import RunError
 from megatron_cgrpo.observe.step_log import StepLog, read_steps
 from megatron_cgrpo.trainer.checkpoints import read_manifest
-from megatron_cgrpo.trainer.record import Record
+from megatron_cgrpo.trainer.record import STOPPED_PATIENCE_S, Record
+from megatron_cgrpo.trainer.signals import StopRequested
 
 MIB = 1 << 20
 
@@ -107,6 +109,24 @@ def test_a_line_that_cannot_be_written_in_time_ends_the_run_with_the_remedy(
     with pytest.raises(RunError, match=remedy):
         for step in range(2, 1000):
             record.step({"step": step})
+
+
+def test_a_run_that_was_asked_to_stop_waits_for_space_but_not_for_long(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(slept))
+
+    def stop() -> None:
+        raise StopRequested(signal.SIGTERM)
+
+    with open_record(recipe(disk / "run"), resume=False, poll=stop) as record:
+        fill(disk)
+        with pytest.raises(StopRequested):
+            for step in range(1, 1000):
+                record.step({"step": step})
+    assert sum(slept) == STOPPED_PATIENCE_S
 
 
 def test_a_run_on_a_full_disk_goes_on_and_saves_when_there_is_room(

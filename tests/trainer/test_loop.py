@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from small_disk import fill, small_disk
 from stand_ins import StandInEngine, StandInTrainer
 from tiny_sandbox import TINY_SANDBOX
 
@@ -30,7 +33,7 @@ from megatron_cgrpo.trainer.guard import Collapsed
 from megatron_cgrpo.trainer.loop import TrainingLoop
 from megatron_cgrpo.trainer.problems import Problems
 from megatron_cgrpo.trainer.record import Record
-from megatron_cgrpo.trainer.signals import StopSignal
+from megatron_cgrpo.trainer.signals import StopRequested, StopSignal
 from megatron_cgrpo.trainer.system import System
 from megatron_cgrpo.types import Completion, TrainRow
 
@@ -67,7 +70,7 @@ def train(
     with (
         Problems.load(settings) as problems,
         StopSignal() as stop,
-        Record(settings, PlainDisplay(STEPS), resume=resume) as record,
+        Record(settings, PlainDisplay(STEPS), resume=resume, poll=stop.check) as record,
     ):
         record.starts_from(model)
         sampler = PromptSampler(problems.train, settings.seed, problems.per_step(settings))
@@ -251,6 +254,28 @@ def test_a_rank_that_is_lost_at_the_end_does_not_hide_why_the_run_ends(
     with pytest.raises(Collapsed, match="entropy.initial"):
         train(recipe(tmp_path / "run", *stopping), StandInEngine(), trainer=LosesARankWhenItSaves)
     assert "steps 1 to 2 are lost: rank 0 died" in caplog.text
+
+
+def test_a_run_that_is_stopped_while_it_waits_for_space_keeps_its_checkpoint_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("megatron_cgrpo.trainer.record.STOPPED_PATIENCE_S", 0.0)
+    with small_disk(tmp_path / "disk", 16) as disk:
+
+        class FillsTheDisk(StandInTrainer):
+            def update(self, rows: Sequence[TrainRow], spec: LossSpec) -> GroupUpdate:
+                if self.pushes[-1] == (2, False):  # in the third step
+                    fill(disk)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return super().update(rows, spec)
+
+        settings = recipe(disk / "run")
+        with pytest.raises(StopRequested):
+            train(settings, StandInEngine(), trainer=FillsTheDisk)
+        assert "steps 3 to 3 are lost: the disk did not take the last one's line" in caplog.text
+        assert [path.name for path in (disk / "run" / "checkpoints").iterdir()] == ["step_000002"]
+        (disk / "filler").unlink()
+        assert train(settings, StandInEngine(), resume=True) == train(recipe(tmp_path / "straight"), StandInEngine())
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -13,6 +13,7 @@ import yaml
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.config.recipe import Recipe
 from megatron_cgrpo.data.sampler import SamplerState
+from megatron_cgrpo.launch.waiting import Poll, undisturbed
 from megatron_cgrpo.observe.display import PlainDisplay
 from megatron_cgrpo.trainer.record import METRICS, Record
 from megatron_cgrpo.trainer.same_training import check_same
@@ -23,8 +24,8 @@ def recipe(directory: Path, **sections: Any) -> Recipe:
     return Recipe.model_validate(values | sections)
 
 
-def open_record(settings: Recipe, *, resume: bool) -> Record:
-    return Record(settings, PlainDisplay(10), resume=resume)
+def open_record(settings: Recipe, *, resume: bool, poll: Poll = undisturbed) -> Record:
+    return Record(settings, PlainDisplay(10), resume=resume, poll=poll)
 
 
 def sampler(position: int) -> SamplerState:
