@@ -16,7 +16,8 @@ from training_runs import OF_ANY_TASK, PATIENCE_S, STEPS, Files, Run
 
 from megatron_cgrpo.observe import trace_files
 from megatron_cgrpo.observe.metrics import read_metrics
-from megatron_cgrpo.weights.transfer.file import FOLDER, SHARED_MEMORY
+from megatron_cgrpo.weights.transfer.file import SHARED_MEMORY
+from megatron_cgrpo.weights.transfer.scratch import PREFIX
 
 
 def test_a_run_leaves_what_it_promises(uninterrupted: Files) -> None:
@@ -117,7 +118,7 @@ def test_sigterm_saves_and_leaves_nothing_running_and_another_layout_goes_on(fol
     assert run.process.returncode == 128 + signal.SIGTERM, errors[-4000:]
     assert "Traceback" not in errors
     assert run.session() == []
-    assert [path for pid in senders for path in SHARED_MEMORY.glob(f"{FOLDER}{pid}-*")] == []
+    assert [path for pid in senders for path in SHARED_MEMORY.glob(f"{PREFIX}{pid}-*")] == []
     reached = read_metrics(run.directory / "metrics.jsonl")[-1]["step"]
     assert (run.directory / "checkpoints" / f"step_{reached:06d}" / "manifest.json").is_file()
 

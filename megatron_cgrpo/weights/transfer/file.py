@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_cgrpo.weights.transfer.protocol import EngineClient, NamedTensors
+from megatron_cgrpo.weights.transfer.scratch import scratch_folder
 
 SHARED_MEMORY = Path("/dev/shm")
 DEFAULT_BUCKET_BYTES = 512 << 20
-
-FOLDER = "mcgrpo-weights-"
-"""Names what a sender writes, its process id following: whose it was can be told when a push was killed half-way."""
 
 
 class FileSender:
@@ -36,7 +33,7 @@ class FileSender:
     ) -> None:
         self._client = client if is_sender else None
         self._bucket_bytes = bucket_bytes
-        self._parent = directory or (SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
+        self._parent = directory or (SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir()))
         if is_sender:
             if client is None:
                 raise ValueError("client=None with is_sender=True: the sending rank needs the engines' client")
@@ -56,9 +53,9 @@ class FileSender:
 
     def _transmit(self, tensors: Iterator[tuple[str, Tensor]], client: EngineClient, version: int) -> None:
         client.start_weight_update()
-        with tempfile.TemporaryDirectory(prefix=f"{FOLDER}{os.getpid()}-", dir=self._parent) as folder:
+        with scratch_folder(self._parent) as folder:
             for index, bucket in enumerate(buckets(tensors, self._bucket_bytes)):
-                path = Path(folder) / f"v{version}-{index}.safetensors"
+                path = folder / f"v{version}-{index}.safetensors"
                 save_file(bucket, path)
                 client.update_weights({"path": str(path), "names": list(bucket)})
                 path.unlink()
