@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import ray
+
+from megatron_cgrpo.launch.cluster import ray_cluster
 
 WHOLE_RUNS = "trainer"
 
@@ -18,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # By module, so that no Ray is left in the process when tests of another folder start their own.
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    # A cluster of its own, also where somebody else has left one on this machine.
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)  # a cluster of its own, whatever else there is on this machine
+        with ray_cluster(4):
+            yield

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
-from ray_nodes import OBJECT_STORE_BYTES
+from ray_nodes import OBJECT_STORE_BYTES, start_cluster
 
-NETWORK = "10.213.77"
-START_S = 120
+NETWORK = f"10.{192 + os.getpid() // 256 % 64}.{os.getpid() % 256}"
+"""As the names of devices, of this process alone."""
+START_S = 600
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,10 @@ def network_nodes(monkeypatch: pytest.MonkeyPatch, count: int) -> Iterator[list[
     with ExitStack() as stack:
         connected = stack.enter_context(namespaces(count))
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        cluster = Cluster(initialize_head=True, head_node_args=head | {"node_ip_address": f"{NETWORK}.1"})
+        cluster, _ = start_cluster(head | {"node_ip_address": f"{NETWORK}.1"})
         stack.callback(cluster.shutdown)
-        for number, namespace in enumerate(connected, start=1):
-            _start_node(stack, namespace, str(cluster.address))
-            _wait_for_nodes(cluster, 1 + number)  # two that start at once take the same paths in Ray's session folder
+        for namespace in connected:
+            _add_node(stack, cluster, namespace)  # two that start at once take the same paths in Ray's session folder
         monkeypatch.setenv("RAY_ADDRESS", str(cluster.address))
         yield connected
 
@@ -83,7 +83,19 @@ def _connect(stack: ExitStack, count: int) -> list[Namespace]:
     return connected
 
 
-def _start_node(stack: ExitStack, namespace: Namespace, head: str) -> None:
+def _add_node(stack: ExitStack, cluster: Cluster, namespace: Namespace) -> None:
+    """Started again where it gives up: Ray grants it half a minute, which a busy machine may need more than."""
+    deadline = time.monotonic() + START_S
+    before = len(cluster.global_state._live_node_ids())
+    node = _start_node(stack, namespace, str(cluster.address))
+    while len(cluster.global_state._live_node_ids()) == before:
+        assert time.monotonic() < deadline, "the nodes do not find each other"
+        if node.poll() is not None:
+            node = _start_node(stack, namespace, str(cluster.address))
+        time.sleep(0.2)
+
+
+def _start_node(stack: ExitStack, namespace: Namespace, head: str) -> subprocess.Popen[bytes]:
     options = [f"--address={head}", f"--node-ip-address={namespace.address}", "--num-cpus=1"]
     node = subprocess.Popen(
         [
@@ -96,13 +108,7 @@ def _start_node(stack: ExitStack, namespace: Namespace, head: str) -> None:
     )
     stack.callback(node.wait)
     stack.callback(node.terminate)
-
-
-def _wait_for_nodes(cluster: Cluster, count: int) -> None:
-    deadline = time.monotonic() + START_S
-    while len(cluster.global_state._live_node_ids()) < count:
-        assert time.monotonic() < deadline, "the nodes do not find each other"
-        time.sleep(0.2)
+    return node
 
 
 def _ip(*arguments: str) -> None:

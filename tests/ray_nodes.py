@@ -9,9 +9,26 @@ from typing import Any
 
 import psutil
 import pytest
+from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 OBJECT_STORE_BYTES = 100 << 20
+
+
+def start_cluster(head: dict[str, Any], *workers: dict[str, Any], attempts: int = 3) -> tuple[Cluster, list[Node]]:
+    """With the worker nodes, in their order. Shut it down in the end.
+
+    Ray gives a node half a minute, which a busy machine may need more than: then all of it is started again.
+    """
+    cluster = Cluster()
+    try:
+        _, *nodes = [cluster.add_node(**node) for node in (head, *workers)]
+    except Exception as error:  # Ray raises a bare one
+        cluster.shutdown()
+        if attempts == 1 or not (isinstance(error, TimeoutError) or "timed out" in str(error)):
+            raise
+        return start_cluster(head, *workers, attempts=attempts - 1)
+    return cluster, nodes
 
 
 @dataclass
@@ -19,17 +36,15 @@ class Nodes:
     """Worker nodes and the processes of their raylets; the head, which a driver connects to, offers no CPU."""
 
     cluster: Cluster
-    workers: list[Any] = field(default_factory=list)
-    raylets: list[int] = field(default_factory=list)
+    workers: list[Node]
+    raylets: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.raylets = [node.all_processes["raylet"][0].process.pid for node in self.workers]
 
     @property
     def address(self) -> str:
         return str(self.cluster.address)
-
-    def add(self, cpus: int) -> None:
-        node = self.cluster.add_node(num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES)
-        self.workers.append(node)
-        self.raylets.append(node.all_processes["raylet"][0].process.pid)
 
     def of(self, process: psutil.Process) -> int:
         """The index of the node on which Ray has started ``process``."""
@@ -44,10 +59,9 @@ class Nodes:
 def ray_nodes(monkeypatch: pytest.MonkeyPatch, *cpus: int) -> Iterator[Nodes]:
     """Drivers that start within it join the cluster. What is set in the environment before is that of its workers."""
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    nodes = Nodes(Cluster(initialize_head=True, head_node_args=head))
+    workers = [{"num_cpus": number, "object_store_memory": OBJECT_STORE_BYTES} for number in cpus]
+    nodes = Nodes(*start_cluster(head, *workers))
     try:
-        for number in cpus:
-            nodes.add(number)
         monkeypatch.setenv("RAY_ADDRESS", nodes.address)
         yield nodes
     finally:

@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import ENOSPC
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,14 @@ def fill(disk: Path, leave_bytes: int = 0) -> Path:
     """A file on ``disk`` that leaves so much free; delete it to make room again."""
     file = disk / "filler"
     with file.open("wb") as stream:
-        os.posix_fallocate(stream.fileno(), 0, free_bytes(disk) - leave_bytes)
+        while (size := free_bytes(disk) - leave_bytes) > 0:
+            try:
+                os.posix_fallocate(stream.fileno(), 0, size)
+            except OSError as error:
+                if error.errno != ENOSPC:
+                    raise
+            else:
+                break  # else somebody took of it meanwhile, and there is less
     return file
 
 

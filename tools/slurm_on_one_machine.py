@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -25,8 +26,10 @@ from contextlib import suppress
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-START_S = 60
+START_S = 300
 STOP_S = 60
+PORTS = range(30000, 32768)
+"""Above those of the jobs' Ray clusters."""
 CONF = """\
 ClusterName=mcgrpo
 FirstJobId={first_job}
@@ -173,15 +176,17 @@ def _configuration(home: Path, munge: Path, nodes: int, cpus: int, grace_s: int,
 
 
 def _free_ports(count: int) -> list[int]:
-    """Held all at once, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Not of those that the kernel gives to connections, which might take them until Slurm does."""
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(
+        f"fewer than {count} ports of {PORTS.start} to {PORTS.stop - 1} are free: end what listens there"
+    )
 
 
 def _spawn(home: Path, name: str, command: list[str]) -> None:

@@ -59,6 +59,7 @@ def ray_cluster(cpus: int, start_timeout_s: float = START_S, poll: Poll = undist
         yield
     finally:
         ray.shutdown()
+        _end_processes(directory)
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -134,11 +135,22 @@ def _start(cpus: int, directory: str) -> None:
 
 
 def _end_processes(directory: str) -> None:
-    """Of a start that has failed Ray forgets its processes: they are those that name its directory."""
+    """Those that name ``directory``: Ray forgets them where a start failed, and does not wait for all that it ends."""
+    deadline = time.monotonic() + RELEASE_S
+    while (named := _naming(directory)) and time.monotonic() < deadline:
+        for pid in named:
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(POLL_S)
+
+
+def _naming(directory: str) -> list[int]:
+    found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it may have ended by itself
+        with suppress(OSError):
             if directory.encode() in path.read_bytes():
-                os.kill(int(path.parent.name), signal.SIGKILL)
+                found.append(int(path.parent.name))
+    return found
 
 
 def check_capacity(processes: int, cuda: bool, patience_s: float = RELEASE_S, poll: Poll = undisturbed) -> None:

@@ -82,7 +82,7 @@ def test_a_dead_rank_is_named_and_nobody_waits_for_it(group: ActorGroup) -> None
 
 def test_a_frozen_rank_is_given_up_and_leaves_its_place(group: ActorGroup) -> None:
     group.stop()
-    stuck = start(2, progress_timeout_s=20.0)
+    stuck = start(2, progress_timeout_s=40.0)
     stuck.initialise(seed=3)
     stuck.update(training_rows(), SPEC)
     ranks = processes()

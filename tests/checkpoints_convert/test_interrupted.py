@@ -26,17 +26,26 @@ SHAPE = replace(SHAPES["qwen3"], layers=24, hidden=64, ffn=96)
 LAYOUT = CheckpointLayout(tp=2)
 # A process that converts; the directories are its arguments. What it imports is imported before it says "ready".
 SCRIPT = """
-import resource, sys
+import os, resource, signal, sys
 from pathlib import Path
 from checkpoints_convert.hf_to_megatron import hf_to_megatron
+from checkpoints_convert.journal import Journal
 from checkpoints_convert.megatron_to_hf import megatron_to_hf
 from checkpoints_convert.options import Options
 from megatron_cgrpo.config.errors import RunError
 from megatron_cgrpo.weights.layout import CheckpointLayout
 
-direction, source, target, limit = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+direction, source, target, limit, dies_after = sys.argv[1], *map(Path, sys.argv[2:4]), *map(int, sys.argv[4:])
+append = Journal.append
+
+def append_and_die(journal, record):
+    append(journal, record)
+    if len(journal.read()) == dies_after:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if dies_after:
+    Journal.append = append_and_die
 if limit:
-    import signal
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit then fails as on a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 print("ready", flush=True)
@@ -58,8 +67,9 @@ def convert(direction: str, source: Path, target: Path) -> None:
         megatron_to_hf(source, target, Options(threads=2), max_shard_bytes=400_000)
 
 
-def start(direction: str, source: Path, target: Path, limit: int = 0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SCRIPT, direction, str(source), str(target), str(limit)]
+def start(direction: str, source: Path, target: Path, limit: int = 0, dies_after: int = 0) -> subprocess.Popen[str]:
+    """``limit`` is of a file's bytes, ``dies_after`` so many units; 0 is never."""
+    command = [sys.executable, "-c", SCRIPT, direction, str(source), str(target), str(limit), str(dies_after)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
@@ -104,13 +114,9 @@ def test_killed_at_a_random_moment_then_run_again(
 def test_what_was_done_is_not_done_again(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """Files of finished units keep their identity on disk."""
     target, partial = tmp_path / "target", tmp_path / ".target.partial" / "out"
-    process = start("hf-to-megatron", checkpoints["hf-to-megatron"], target)
+    process = start("hf-to-megatron", checkpoints["hf-to-megatron"], target, dies_after=4)
+    assert process.wait() == -signal.SIGKILL
     journal = partial.parent / "journal.jsonl"
-    while not journal.is_file() or journal.read_text().count("\n") < 3:
-        time.sleep(0.001)
-        assert process.poll() is None, "finished too soon: make the model larger"
-    process.kill()
-    process.wait()
     finished = [line.partition(",")[0].removeprefix('{"number": ') for line in journal.read_text().splitlines()]
     inodes = {name: (partial / name).stat().st_ino for n in finished for name in (f"__0_{n}.distcp", f"__1_{n}.distcp")}
     inodes = {name: inode for name, inode in inodes.items() if (partial / name).exists()}
@@ -159,13 +165,8 @@ def test_a_source_that_changed_meanwhile_is_converted_anew(checkpoints: dict[str
     good = weights.read_bytes()
     middle = len(good) // 2
     weights.write_bytes(good[:middle] + bytes(50) + good[middle + 50 :])
-    process = start("hf-to-megatron", source, target)
-    journal = tmp_path / ".target.partial" / "journal.jsonl"
-    while process.poll() is None and (not journal.is_file() or journal.read_text().count("\n") < 20):
-        time.sleep(0.001)
-    process.kill()
-    process.wait()
-    assert not target.exists(), "finished too soon: make the model larger"
+    process = start("hf-to-megatron", source, target, dies_after=20)
+    assert process.wait() == -signal.SIGKILL
     weights.write_bytes(good)
     convert("hf-to-megatron", source, target)
     assert contents(target) == contents(checkpoints["megatron-to-hf"])

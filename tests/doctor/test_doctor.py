@@ -18,7 +18,7 @@ _CPUS = 4
 
 def doctor(*arguments: object) -> tuple[int, bool, list[dict[str, Any]]]:
     command = [sys.executable, "-m", "megatron_cgrpo", "doctor", "--json", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=1200)
     try:
         report = json.loads(result.stdout)
     except ValueError:

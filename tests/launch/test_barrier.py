@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray_nodes import start_cluster
 
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.launch.barrier import NodesMissing, wait_for_nodes
@@ -20,8 +20,8 @@ from megatron_cgrpo.launch.placement import Place, reserved
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     head = {"num_cpus": 4, "resources": {TRAINER: 1000}, "node_name": "trainers"}
-    cluster = Cluster(initialize_head=True, head_node_args=head | {"include_dashboard": False})
-    cluster.add_node(num_cpus=3, resources={ENGINE: 1000}, node_name="engines")
+    engines = {"num_cpus": 3, "resources": {ENGINE: 1000}, "node_name": "engines"}
+    cluster, _ = start_cluster(head | {"include_dashboard": False}, engines)
     ray.init(address=cluster.address, log_to_driver=False)
     yield str(cluster.address)
     ray.shutdown()

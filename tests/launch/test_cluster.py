@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +39,7 @@ def test_a_private_cluster_can_be_started_again_and_leaves_nothing(monkeypatch: 
 
 def test_of_several_nodes_what_is_missing_is_named_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with ray_nodes(monkeypatch, 1, 2), ray_cluster(99):
-        check_capacity(3, cuda=False, patience_s=0)
+        check_capacity(3, cuda=False, patience_s=60)
         with pytest.raises(ConfigError, match=r"ask for 5 CPUs.* 3 free of 3 on 3 node\(s\), 2 too few: .* add nodes"):
             check_capacity(5, cuda=False, patience_s=0.5)
         other = ray.remote(Idle).options(num_cpus=2).remote()
@@ -67,7 +68,7 @@ class FailingRay:
         self.directories: list[Path] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
-        monkeypatch.setattr(cluster, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(cluster, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=time.sleep))
         monkeypatch.setattr(cluster, "ray", SimpleNamespace(init=self.init, shutdown=lambda: None))
 
     def init(self, _temp_dir: str, **_: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
+from ray_nodes import start_cluster
 
 from megatron_cgrpo.config.errors import ConfigError
 from megatron_cgrpo.launch.layout import Layout
@@ -22,8 +22,7 @@ DEVICES = 4  # a node
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     nodes = {"num_cpus": DEVICES, "num_gpus": DEVICES}
-    cluster = Cluster(initialize_head=True, head_node_args=nodes)
-    cluster.add_node(**nodes)
+    cluster, _ = start_cluster(nodes, nodes)
     ray.init(address=cluster.address, log_to_driver=False)
     yield
     ray.shutdown()

@@ -18,7 +18,7 @@ from megatron_cgrpo.rollout.ray_engine import RayEngine
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # its actors cannot import a test
 
-START_S = 4.0
+START_S = 8.0
 REQUEST = GenerateRequest([1], 1, 0, 4)
 
 

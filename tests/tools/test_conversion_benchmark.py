@@ -128,7 +128,7 @@ def test_table_of_mbridge_adds_up_its_processes() -> None:
 
 def test_memory_is_the_command_s_own() -> None:
     """Not that of this process, which has imported torch."""
-    allocate = "x = b'x' * 50_000_000; import time; time.sleep(0.2)"
+    allocate = "x = b'x' * 50_000_000; import time; time.sleep(2)"
     result = timed(sys.executable, "-S", "-c", allocate)
     assert 50e6 < result["peak_anonymous"] <= result["peak_rss"] < 100e6
     with pytest.raises(RuntimeError, match="exit code 3"):

@@ -46,7 +46,7 @@ SAID = {
 """What the log says of a fault, by its first word; that the critics' server is down is in a step's line."""
 OUTAGE = ("critique.failed.server_down", "critique.failed.unreachable")
 CRITIQUE = "Step 1 is wrong, it should be 6-9=7. Conclusion: incorrect [END]"
-RUN_S = 1200
+RUN_S = 2400
 """For everything, on a machine of two cores."""
 FAULTS = (
     "engine core killed",

@@ -64,7 +64,7 @@ class Files:
 
 
 class Run(Files):
-    """``mcgrpo`` in a process of its own."""
+    """``mcgrpo`` in a process of its own, which does not outlive the test that has started it."""
 
     def __init__(
         self,
@@ -79,6 +79,7 @@ class Run(Files):
         environment = os.environ | {"MCGRPO_CACHE": str(cache), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
         environment[MARK] = str(self.directory)
         parts = [sys.executable, "-m", "megatron_cgrpo", command, str(ROOT / "examples/sandbox.yaml"), *settings]
+        STARTED.append(self)
         self.process = subprocess.Popen(
             [*parts, f"run.dir={self.directory}", *arguments],
             stdout=subprocess.PIPE,
@@ -116,6 +117,10 @@ class Run(Files):
         """As a machine that loses its power: nothing gets to clean up, and nothing is left."""
         kill_all(self.session)
         self.process.wait()
+
+
+STARTED: list[Run] = []
+"""By the test that goes on."""
 
 
 class Log:

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 INSTALL = ROOT / "tools/environment/install_slurm.sh"
 TOOL = ROOT / "tools/slurm_on_one_machine.py"
-PATIENCE_S = 240
+PATIENCE_S = 900
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ OVERRIDES = (
     "observe.live=false",
     "observe.rollouts=false",
 )
-USUAL = ("train.prompts_per_step=16", "optimizer.lr=2e-4")
-"""Fewer prompts than the recipe's 40, for time, and a learning rate in proportion."""
 QUICK = (
     "task.train_problems=32",
     "task.test_problems=8",
@@ -57,7 +55,7 @@ def measure(bench: Bench) -> Section:
 def _trainer(bench: Bench, staleness: int) -> Callable[[int], Steps]:
     def run(seed: int) -> Steps:
         directory = bench.run_directory(f"learning-{staleness}", seed)
-        overrides = [f"train.staleness={staleness}", f"seed={seed}", *OVERRIDES, *(QUICK if bench.quick else USUAL)]
+        overrides = [f"train.staleness={staleness}", f"seed={seed}", *OVERRIDES, *(QUICK if bench.quick else ())]
         return train(RECIPE, directory, bench.size.steps, overrides)
 
     return run
