@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from ray_nodes import OBJECT_STORE_BYTES, start_cluster
 
 NETWORK = f"10.{192 + os.getpid() // 256 % 64}.{os.getpid() % 256}"
-"""As the names of devices, of this process alone."""
+"""By the process, as the names of devices are."""
 START_S = 600
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import TypeVar
 
 import psutil
 
-ENDING_S = 30.0
+ENDING_S = 60.0
 """How long a busy machine may take to end what was killed: only a test that fails waits so long."""
 
 
+P = TypeVar("P", psutil.Process, int)
+"""An id is enough where no other process can have got it meanwhile."""
+
+
 def runs(process: psutil.Process | int) -> bool:
-    """One that has ended and that nobody has waited for does not, nor does another that got its id."""
+    """One that has ended and that nobody has waited for does not."""
     try:
         found = psutil.Process(process) if isinstance(process, int) else process
         return found.is_running() and found.status() != psutil.STATUS_ZOMBIE
@@ -21,13 +26,16 @@ def runs(process: psutil.Process | int) -> bool:
         return False
 
 
-def left(processes: Sequence[psutil.Process] | Sequence[int]) -> list[psutil.Process | int]:
-    """Those that run on, though they should have ended by now."""
+def running(processes: Iterable[P]) -> list[P]:
+    return [process for process in processes if runs(process)]
+
+
+def left(living: Callable[[], list[P]]) -> list[P]:
+    """What ``living`` still gives when all of it should have ended."""
     deadline = time.monotonic() + ENDING_S
-    running: list[psutil.Process | int] = [*processes]
-    while (running := [process for process in running if runs(process)]) and time.monotonic() < deadline:
+    while (found := living()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return running
+    return found
 
 
 def titled(processes: Iterable[psutil.Process], title: str) -> list[psutil.Process]:
@@ -46,4 +54,4 @@ def kill_all(living: Callable[[], list[psutil.Process]]) -> None:
         for process in processes:
             with suppress(psutil.NoSuchProcess):  # it ended with one that was killed before it
                 process.kill()
-        assert left(processes) == []
+        assert left(lambda: running(processes)) == []

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import kill_all, running
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
@@ -20,11 +21,12 @@ def start_cluster(head: dict[str, Any], *workers: dict[str, Any], attempts: int 
 
     Ray gives a node half a minute, which a busy machine may need more than: then all of it is started again.
     """
-    cluster = Cluster()
+    cluster, others = Cluster(), psutil.Process().children(recursive=True)
     try:
         _, *nodes = [cluster.add_node(**node) for node in (head, *workers)]
     except Exception as error:  # Ray raises a bare one
         cluster.shutdown()
+        kill_all(lambda: [each for each in running(psutil.Process().children(recursive=True)) if each not in others])
         if attempts == 1 or not (isinstance(error, TimeoutError) or "timed out" in str(error)):
             raise
         return start_cluster(head, *workers, attempts=attempts - 1)

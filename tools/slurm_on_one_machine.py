@@ -29,7 +29,7 @@ DAEMONS = ("munged", "slurmctld", "slurmd")
 START_S = 300
 STOP_S = 60
 PORTS = range(30000, 32768)
-"""Above those of the jobs' Ray clusters."""
+"""Above those of the jobs' Ray clusters, and below those that Linux gives to connections by default."""
 CONF = """\
 ClusterName=mcgrpo
 FirstJobId={first_job}
@@ -176,7 +176,7 @@ def _configuration(home: Path, munge: Path, nodes: int, cpus: int, grace_s: int,
 
 
 def _free_ports(count: int) -> list[int]:
-    """Not of those that the kernel gives to connections, which might take them until Slurm does."""
+    """That no connection takes until Slurm does."""
     found: list[int] = []
     for port in random.sample(PORTS, len(PORTS)):
         with socket.socket() as tried, suppress(OSError):

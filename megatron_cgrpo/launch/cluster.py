@@ -58,8 +58,7 @@ def ray_cluster(cpus: int, start_timeout_s: float = START_S, poll: Poll = undist
         poll()
         yield
     finally:
-        ray.shutdown()
-        _end_processes(directory)
+        ray.shutdown(wait_for_processes=True)  # what still ends would write to the directory that goes
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -135,22 +134,11 @@ def _start(cpus: int, directory: str) -> None:
 
 
 def _end_processes(directory: str) -> None:
-    """Those that name ``directory``: Ray forgets them where a start failed, and does not wait for all that it ends."""
-    deadline = time.monotonic() + RELEASE_S
-    while (named := _naming(directory)) and time.monotonic() < deadline:
-        for pid in named:
-            with suppress(ProcessLookupError):  # it has ended by itself
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(POLL_S)
-
-
-def _naming(directory: str) -> list[int]:
-    found = []
+    """Of a start that has failed Ray forgets its processes: they are those that name its directory."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
+        with suppress(OSError):  # it may have ended by itself
             if directory.encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-    return found
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def check_capacity(processes: int, cuda: bool, patience_s: float = RELEASE_S, poll: Poll = undisturbed) -> None:

@@ -87,8 +87,8 @@ class TrainingLoop:
         self._trained = record.last_step
 
     def run(self) -> None:
-        """With all that was trained in a checkpoint: raises StopRequested after a signal, Collapsed by the guard, and
-        VerifierFailed. No collection is left running."""
+        """With all that was trained in a checkpoint, if the disk takes it: raises StopRequested after a signal,
+        Collapsed by the guard, and VerifierFailed. No collection is left running."""
         try:
             with closing(self._journal), self._feeder:
                 self._train()

@@ -124,7 +124,6 @@ class Record:
 
     def step(self, metrics: Metrics) -> None:
         self._write(metrics)
-        self.last_step = int(metrics["step"])
         self._display.step(metrics)
 
     def prompts(self, step: int, groups: Sequence[Group], replaced: Sequence[Group]) -> None:
@@ -184,8 +183,10 @@ class Record:
             )
 
     def _write(self, metrics: Metrics) -> None:
-        for log in (self._log, *self._sinks):
-            self._on_disk(partial(log.write, metrics))
+        self._on_disk(partial(self._log.write, metrics))
+        self.last_step = int(metrics["step"])
+        for sink in self._sinks:
+            self._on_disk(partial(sink.write, metrics))
 
     def _on_disk(self, write: Callable[[], T]) -> T:
         """What ``write`` returns, which may be called again where it failed."""

@@ -35,7 +35,8 @@ def train(recipe: Recipe, *, resume: bool) -> None:
     """Trains to ``train.steps``, or to the compute of ``train.compute_of``, and writes the summary and plots.
 
     Raises ``ConfigError`` before anything starts where recipe, data or checkpoint do not fit; ``SystemExit`` with
-    128 + the signal's number after SIGINT, SIGTERM or SIGUSR1, with everything trained so far saved.
+    128 + the signal's number after SIGINT, SIGTERM or SIGUSR1, with everything trained so far saved, if the disk
+    takes it.
     """
     limit = compute_of(recipe.train.compute_of)
     with Problems.load(recipe) as problems:

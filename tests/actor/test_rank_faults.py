@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from processes import left, titled
+from processes import left, running, titled
 from rank_cases import SPEC, training_rows
 from received_weights import Receiver
 from small_disk import fill, small_disk
@@ -91,7 +91,7 @@ def test_a_frozen_rank_is_given_up_and_leaves_its_place(group: ActorGroup) -> No
         stuck.update(training_rows(), SPEC)
     with pytest.raises(TrainerDied, match="after a failure"):
         stuck.update(training_rows(), SPEC)
-    assert left(ranks) == [], "their ports and devices are still taken"
+    assert left(lambda: running(ranks)) == [], "their ports and devices are still taken"
     stuck.stop()
     start(2).stop()
 
@@ -103,7 +103,7 @@ def test_a_rank_that_freezes_idle_is_not_waited_for_when_it_is_stopped(
     ranks = processes()
     ranks[0].send_signal(signal.SIGSTOP)
     group.stop()
-    assert left(ranks) == []
+    assert left(lambda: running(ranks)) == []
 
 
 def test_a_first_rank_that_is_dead_when_it_is_asked_alone_is_a_lost_trainer(group: ActorGroup, tmp_path: Path) -> None:

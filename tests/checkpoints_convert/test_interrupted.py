@@ -40,7 +40,7 @@ append = Journal.append
 
 def append_and_die(journal, record):
     append(journal, record)
-    if len(journal.read()) == dies_after:
+    if len(journal.read()) >= dies_after:
         os.kill(os.getpid(), signal.SIGKILL)
 
 if dies_after:

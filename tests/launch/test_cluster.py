@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import ray
+from processes import titled
 from ray_nodes import ray_nodes
 
 from megatron_cgrpo.config.errors import ConfigError
@@ -34,6 +35,7 @@ def test_a_private_cluster_can_be_started_again_and_leaves_nothing(monkeypatch: 
             directories.append(Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[2])
             assert directories[-1].is_dir()
         assert not ray.is_initialized() and not directories[-1].exists()
+        assert titled(psutil.process_iter(), str(directories[-1])) == []
     assert directories[0] != directories[1]
 
 
@@ -68,8 +70,8 @@ class FailingRay:
         self.directories: list[Path] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
-        monkeypatch.setattr(cluster, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=time.sleep))
-        monkeypatch.setattr(cluster, "ray", SimpleNamespace(init=self.init, shutdown=lambda: None))
+        monkeypatch.setattr(cluster, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(cluster, "ray", SimpleNamespace(init=self.init, shutdown=lambda **_: None))
 
     def init(self, _temp_dir: str, **_: Any) -> None:
         self.directories.append(Path(_temp_dir))

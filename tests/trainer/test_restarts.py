@@ -58,7 +58,7 @@ def test_a_run_that_loses_one_of_two_engines_goes_on_and_trains_the_same(
 def check_recovered(run: Run, uninterrupted: Files, *victims: psutil.Process) -> None:
     run.finish()
     check_gone(run, RANK, ENGINE, CORE)
-    assert left(run.session()) == []
+    assert left(run.session) == []
     assert not any(runs(victim) for victim in victims)
     assert run.comparable_metrics() == uninterrupted.comparable_metrics()
     check_prompts(run, SMALL, STEPS)

@@ -79,7 +79,6 @@ class Run(Files):
         environment = os.environ | {"MCGRPO_CACHE": str(cache), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
         environment[MARK] = str(self.directory)
         parts = [sys.executable, "-m", "megatron_cgrpo", command, str(ROOT / "examples/sandbox.yaml"), *settings]
-        STARTED.append(self)
         self.process = subprocess.Popen(
             [*parts, f"run.dir={self.directory}", *arguments],
             stdout=subprocess.PIPE,
@@ -88,6 +87,7 @@ class Run(Files):
             env=environment,
             start_new_session=True,
         )
+        STARTED.append(self)
 
     def finish(self) -> str:
         """Standard output of a run that succeeds."""

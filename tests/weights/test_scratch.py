@@ -34,7 +34,7 @@ def test_a_folder_is_empty_named_after_its_owner_and_goes_with_the_context(tmp_p
 
 
 def test_the_next_removes_what_a_killed_process_has_left_and_nothing_of_a_living_one(tmp_path: Path) -> None:
-    (tmp_path / "of-somebody-else").mkdir()
+    (others := tmp_path / f"{PREFIX}no-folder").write_bytes(b"of somebody else")
     owners = [
         subprocess.Popen(
             [sys.executable, "-c", OWNER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -46,11 +46,11 @@ def test_the_next_removes_what_a_killed_process_has_left_and_nothing_of_a_living
     owners[0].communicate()
     assert (killed / "bucket").is_file()
     with scratch_folder(tmp_path) as folder:
-        assert sorted(tmp_path.iterdir()) == sorted([folder, living, tmp_path / "of-somebody-else"])
+        assert sorted(tmp_path.iterdir()) == sorted([folder, living, others])
         assert (living / "bucket").is_file()
     owners[1].communicate("")
     assert owners[1].returncode == 0
-    assert list(tmp_path.iterdir()) == [tmp_path / "of-somebody-else"]
+    assert list(tmp_path.iterdir()) == [others]
 
 
 def test_many_at_once_leave_each_other_alone(tmp_path: Path) -> None:
