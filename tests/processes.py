@@ -9,10 +9,11 @@ from typing import TypeVar
 
 import psutil
 
-ENDING_S = 60.0
+ENDING_S = 30.0
 """How long a busy machine may take to end what was killed: only a test that fails waits so long."""
 
 
+T = TypeVar("T")
 P = TypeVar("P", psutil.Process, int)
 """An id is enough where no other process can have got it meanwhile."""
 
@@ -30,7 +31,7 @@ def running(processes: Iterable[P]) -> list[P]:
     return [process for process in processes if runs(process)]
 
 
-def left(living: Callable[[], list[P]]) -> list[P]:
+def left(living: Callable[[], list[T]]) -> list[T]:
     """What ``living`` still gives when all of it should have ended."""
     deadline = time.monotonic() + ENDING_S
     while (found := living()) and time.monotonic() < deadline:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -246,6 +247,7 @@ def test_a_dead_engine_core_is_noticed_and_shutdown_leaves_nothing(pool: EngineP
     beneath = [process for actor in actors for process in actor.children(recursive=True)]
     cores = titled(beneath, "EngineCore")
     assert len(cores) == 2
+    before = shared_memory()
     for core in cores:
         core.kill()
     for engine in pool.engines:
@@ -253,6 +255,11 @@ def test_a_dead_engine_core_is_noticed_and_shutdown_leaves_nothing(pool: EngineP
             asyncio.run(engine.generate(GenerateRequest(PROMPTS[0], 4, 0, 60)))
     asyncio.run(pool.shutdown())
     assert left(lambda: running([*actors, *beneath])) == []
+    assert left(lambda: sorted(shared_memory() - before)) == []  # what other tests push comes and goes
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
 
 
 def test_the_cause_of_a_failed_start_comes_out_of_the_engine_core(cluster: None, spec: EngineSpec) -> None:

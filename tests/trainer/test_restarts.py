@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from faults import CORE, ENGINE, RANK, check_gone, check_prompts, living, successors
-from processes import left, runs
+from processes import runs
 from training_runs import SMALL, STEPS, Files, Run
 
 from megatron_cgrpo.actor.calls import TrainerDied
@@ -58,7 +58,7 @@ def test_a_run_that_loses_one_of_two_engines_goes_on_and_trains_the_same(
 def check_recovered(run: Run, uninterrupted: Files, *victims: psutil.Process) -> None:
     run.finish()
     check_gone(run, RANK, ENGINE, CORE)
-    assert left(run.session) == []
+    assert run.session() == []
     assert not any(runs(victim) for victim in victims)
     assert run.comparable_metrics() == uninterrupted.comparable_metrics()
     check_prompts(run, SMALL, STEPS)

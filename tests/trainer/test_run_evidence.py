@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import left
 from training_runs import PATIENCE_S, STEPS, Files, Run
 from transformers import AutoTokenizer
 
@@ -39,7 +38,7 @@ def test_the_guard_stops_with_a_sentence_and_a_checkpoint(stopped: tuple[Run, st
     lines = read_metrics(run.directory / "metrics.jsonl")
     assert [line.get("guard.entropy") for line in lines] == [None, 1, 2]
     assert (run.directory / "checkpoints" / "step_000002" / "manifest.json").is_file()
-    assert left(run.session) == []
+    assert run.session() == []
 
 
 def test_a_measured_stopped_and_resumed_run_is_the_undisturbed_one(

@@ -12,7 +12,6 @@ import pytest
 import torch
 from faults import RANK, living
 from own_model import EOS, write_own_problems
-from processes import left
 from training_runs import OF_ANY_TASK, PATIENCE_S, STEPS, Files, Run
 
 from megatron_cgrpo.observe import trace_files
@@ -119,7 +118,7 @@ def test_sigterm_saves_and_leaves_nothing_running_and_another_layout_goes_on(fol
     _, errors = run.process.communicate(timeout=PATIENCE_S)
     assert run.process.returncode == 128 + signal.SIGTERM, errors[-4000:]
     assert "Traceback" not in errors
-    assert left(run.session) == []
+    assert run.session() == []
     assert [path for pid in senders for path in SHARED_MEMORY.glob(f"{PREFIX}{pid}-*")] == []
     reached = read_metrics(run.directory / "metrics.jsonl")[-1]["step"]
     assert (run.directory / "checkpoints" / f"step_{reached:06d}" / "manifest.json").is_file()
@@ -165,7 +164,7 @@ def test_ctrl_c_on_a_model_and_problems_of_ones_own_whose_samples_never_end(fold
     run.process.send_signal(signal.SIGINT)
     _, errors = run.process.communicate(timeout=PATIENCE_S)
     assert run.process.returncode == 128 + signal.SIGINT, errors[-4000:]
-    assert left(run.session) == []
+    assert run.session() == []
     lines = read_metrics(run.directory / "metrics.jsonl")
     assert (run.directory / "checkpoints" / f"step_{lines[-1]['step']:06d}" / "manifest.json").is_file()
     for line in lines[1:]:  # they are cut off, and train

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from faults import ENGINE, RANK
-from processes import left, titled
+from processes import titled
 from training_runs import PATIENCE_S, Files, Run
 
 
@@ -26,4 +26,4 @@ def test_sigterm_while_they_start_ends_the_run(folder: Path, cache: Path, uninte
     assert run.process.returncode == 128 + signal.SIGTERM, errors[-4000:]
     assert "Traceback" not in errors
     assert "stopped by SIGTERM after step 0" in errors
-    assert left(run.session) == []
+    assert run.session() == []

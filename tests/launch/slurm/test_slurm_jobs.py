@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import left
 from slurm_cluster import SlurmCluster, lines, slurm_cluster
 
 STAND_INS = Path(__file__).parent / "stand_ins"
@@ -62,7 +61,7 @@ def test_ray_starts_on_both_nodes_with_the_cpus_that_slurm_gives(cluster: SlurmC
     assert joined == {"n1": "3", "n2": "3"}
     assert {path.name for path in (cluster.folder / "logs" / job).iterdir()} == {"ray-n1.log", "ray-n2.log", "starts"}
     assert lines(cluster.folder / "plain/starts") == ["began at 0"]
-    assert left(lambda: cluster.processes(job)) == [] and not list(Path("/tmp").glob(f"mcgrpo-{job}-*"))
+    assert cluster.processes(job) == [] and not list(Path("/tmp").glob(f"mcgrpo-{job}-*"))
 
 
 def test_a_cancelled_job_leaves_no_process_and_does_not_come_back(cluster: SlurmCluster) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from processes import left
 from slurm_cluster import ROOT, slurm_cluster
 from tiny_sandbox import TINY_SANDBOX
 
@@ -48,4 +47,4 @@ def test_a_run_over_two_nodes_is_requeued_and_resumes(tmp_path: Path) -> None:
         assert f"starts on n[1-2], with step {saved} saved" in log and "the run has reached its end" in log
         assert log.count("n1: 2 CPUs, 0 GPUs") == log.count("n2: 2 CPUs, 0 GPUs") == 2
         assert "Traceback" not in log and (tmp_path / "run/summary.json").is_file()
-        assert left(lambda: cluster.processes(job)) == []
+        assert cluster.processes(job) == []
